@@ -148,17 +148,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--cross", action="append", default=[], metavar="MACHINE=CXX", help="a wheel for another processor family"
     )
     options = parser.parse_args(argv)
-    out = Path(options.out).resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder:
-        source = copy_source(Path(folder))
-        made = [built("sdist", source, out), built("wheel", source, out)]
-    wanted = {platform.machine(): build.compiler()}
+    try:
+        wanted = {platform.machine(): build.compiler()}
+    except build.NoCompiler as error:
+        raise UseError(str(error)) from error
     for text in options.cross:
         machine, equals, cxx = text.partition("=")
         if not equals or not shutil.which(cxx.split()[0] if cxx.split() else ""):
             raise UseError(f"--cross {text}: MACHINE=CXX, with a compiler that is installed")
         wanted[machine] = cxx.split()
+    out = Path(options.out).resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        source = copy_source(Path(folder))
+        made = [built("sdist", source, out), built("wheel", source, out)]
     for machine, cxx in wanted.items():
         made.append(platform_wheel(made[1], machine, cxx))
     for path in made:

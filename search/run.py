@@ -3,7 +3,7 @@
     python search/run.py --search                          VOC where it was prepared, else the sample set
     python search/run.py --search --config published       the published protocol
     python search/run.py --search --voc_root VOCdevkit     any devkit folder; or --im_path/--gt_path and two lists
-    python search/run.py --resume runs/NAME                go on with a run
+    python search/run.py --search --resume runs/NAME       go on with a run
 
 Writes runs/<name>/: config.yaml, checkpoints/, metrics.jsonl, TensorBoard events and pictures.
 """

@@ -26,6 +26,7 @@ _LAZY = {
     "save_mask": "sparsemask.masks",
     "load_weights": "sparsemask.weights",
     "trust": "sparsemask.plugins",
+    "SegmentationModel": "sparsemask.api.smp",
     "evaluate": "sparsemask.api.training",
     "load": "sparsemask.spaces.group_sparsity.shrinking",
     "open_predictor": "sparsemask.api.prediction",

@@ -19,6 +19,7 @@ from sparsemask.engine.records import read_rows
 from sparsemask.report.origin import reproduce
 from sparsemask.report.run_data import read_run
 from sparsemask.retrain import eval as eval_command
+from sparsemask.retrain import export as export_command
 from sparsemask.retrain import train as train_command
 from sparsemask.runs import Run
 from sparsemask.spaces import backbones
@@ -51,6 +52,13 @@ class Pictures:
         image = Image.open(self.folder / "img" / f"{self.names[index]}.png")
         label = np.array(Image.open(self.folder / "gt" / f"{self.names[index]}.png"))
         return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255, torch.from_numpy(label)
+
+
+class Endless(torch.utils.data.IterableDataset):
+    """Pictures one after another."""
+
+    def __iter__(self):
+        return iter([])
 
 
 @pytest.fixture
@@ -154,9 +162,14 @@ def task_of(made: api.RunResult) -> str:
         (lambda given: api.search(**{**given, "classes": "ab"}), "names of 1 to 255 classes"),
         (lambda given: api.search(**{**given, "classes": CLASSES[:2]}), "beyond the 2 classes"),
         (lambda given: api.search(**given, max_itr=3), "did you mean '--max_iter'"),
+        (lambda given: api.search(**{**given, "train": iter([])}), "train: list_iterator has no length and indices"),
+        (lambda given: api.search(**{**given, "val": Endless()}), "val: Endless has no length and indices"),
+        (lambda given: api.search(**{**given, "train": [given["train"][0][0]]}), "expected a pair .*found Tensor"),
+        (lambda given: api.search(**{**given, "train": [{"image": 1}]}), "item 0: expected a pair .*found dict"),
         (lambda given: api.retrain("absent.npy", **given), "absent.npy"),
         (lambda given: api.prune("absent", out="m.npy"), "absent: no run here"),
         (lambda given: api.evaluate(torch.nn.Conv2d(3, 2, 1)), "val is missing"),
+        (lambda given: api.evaluate("data/train.txt"), "val is missing: .*evaluate data/train.txt on"),
     ],
 )
 def test_wrong_calls_are_one_line(place, given, call, words):
@@ -186,6 +199,27 @@ def test_the_same_pictures_have_one_name(place, given):
     name = given_task(**given).__name__
     assert given_task(**given).__name__ == name
     assert given_task(given["val"], given["val"], CLASSES).__name__ != name
+
+
+def test_exported_files_are_evaluated(place, given):
+    with without_images():
+        small = api.retrain("dense", **given, **SMALL, max_iter=2, name="r", callbacks=lambda told: told.step == 1)
+    assert torch.load(Run(small.folder).last, weights_only=True)["step"] == 1  # a callback alone is one
+    assert (
+        export_command.main(["--run", "runs/r", "--out", "net.pt2", "--repeats", "1", "--trust", task_of(small)]) == 0
+    )
+    wanted = sparsemask.evaluate(small)["miou"]
+    assert sparsemask.evaluate("net.pt2", val=given["val"])["miou"] == pytest.approx(wanted, abs=1e-5)
+
+
+def test_of_a_loader_the_data_set_is_taken(place, given):
+    few = {**SMALL, "max_iter": 2}
+    loaders = {name: torch.utils.data.DataLoader(given[name], batch_size=1) for name in ("train", "val")}
+    with without_images():
+        one, other = api.search(**given, **few, name="a"), api.search(**{**given, **loaders}, **few, name="b")
+    weights = [torch.load(Run(found.folder).last, weights_only=True)["model"] for found in (one, other)]
+    assert weights[0] and all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert sparsemask.evaluate(torch.nn.Conv2d(3, 4, 1), val=loaders["val"], classes=CLASSES)["miou"] >= 0
 
 
 def test_what_comes_next_is_said_as_calls(place, given, capsys):
@@ -228,12 +262,13 @@ def test_the_page_runs(place, given, monkeypatch, capsys):
         extra = few if name == "search" else {k: few[k] for k in (*WITHOUT_NETWORK, "max_iter")}
         monkeypatch.setattr(api, name, lambda *a, call=call, extra=extra, **k: call(*a, **{**k, **extra}))
     blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     with without_images():
         for block in blocks:
             exec(compile(block, "docs/python.md", "exec"), space)
     assert len(space["history"]) == 5 and space["prediction"].labels.shape == (40, 43)
-    assert space["elsewhere"]["miou"] == pytest.approx(space["scores"]["miou"], abs=1e-6)
+    assert space["elsewhere"]["miou"] == pytest.approx(sparsemask.evaluate(space["small"])["miou"], abs=1e-6)
+    assert space["scores"].shape == (1, 4, 64, 96) and len(space["features"]) > 1
     assert "5/5 after" in capsys.readouterr().out
 
 

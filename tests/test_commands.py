@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shutil
+import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -131,6 +135,7 @@ def test_completion_knows_commands_flags_and_values(tmp_path, capsys):
     assert complete(script, "search", "--max_", cwd=tmp_path) == ["--max_epoch", "--max_iter"]
     assert complete(script, "search", "--nest", cwd=tmp_path) == ["--nesterov"]
     assert complete(script, "search", "--method", "l", cwd=tmp_path) == ["latency"]
+    assert complete(script, "retrain", "--space", "sms", cwd=tmp_path) == ["smsr", "smstereo"]
     assert complete(script, "predict", "pic", cwd=tmp_path) == ["pictures"]
     assert complete(script, "predict", "--write", "", cwd=tmp_path) == ["labels", "overlay", "colours", "probabilities"]
     assert complete(script, "completion", "z", cwd=tmp_path) == ["zsh"]
@@ -155,3 +160,20 @@ def test_times_left_are_for_people(capsys, monkeypatch):
     bar.update(1000, {"loss": 1.0})
     error = capsys.readouterr().err
     assert "r 3/1000  loss 1  55 min left" in error and error.endswith("done\n")
+
+
+@pytest.mark.parametrize(("columns", "shown"), [(100, r"100%\|.* 5/5 "), (0, r"r 5/5  loss 1  done")])
+def test_a_terminal_without_a_width_has_lines(columns, shown, monkeypatch):
+    pty, termios, fcntl = map(pytest.importorskip, ("pty", "termios", "fcntl"))
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+    with open(slave, "w") as terminal, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", terminal)
+        bar = Progress(5, 0, "r")
+        bar.update(5, {"loss": 1.0})
+        bar.close()
+    seen = b""
+    with os.fdopen(master, "rb", buffering=0) as other_end, contextlib.suppress(OSError):  # the end of what was written
+        while part := other_end.read(4096):
+            seen += part
+    assert re.search(shown, seen.decode())

@@ -49,7 +49,12 @@ def test_weights_and_caches_are_found(home, capsys):
 def test_no_compiler_is_no_fault(home, capsys, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert doctor.main(["--build"]) == 0
-    assert "! no C++ compiler found (CXX=no-such-compiler)" in "\n".join(lines(capsys))
+    told = "\n".join(lines(capsys))
+    assert "! no C++ compiler found (CXX=no-such-compiler)" in told and "run in PyTorch" in told
+    assert doctor.main([]) == 0
+    plain = "\n".join(lines(capsys))
+    assert plain == told and "built at first use" not in plain  # nothing will be, and nothing was written
+    assert not list(home.rglob("lock"))
 
 
 def test_what_is_broken_ends_with_status_1(home, capsys, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -69,6 +70,15 @@ def test_usage_names_the_verb(verb, monkeypatch, capsys):
 def test_usage_of_a_script_is_what_was_typed(tmp_path):
     done = subprocess.run([sys.executable, str(ROOT / "search/run.py"), "-h"], capture_output=True, text=True)
     assert done.stdout.startswith("usage: python search/run.py ")
+
+
+@pytest.mark.parametrize("verb", ["search", "retrain"])
+def test_the_examples_of_help_are_in_columns(verb, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/sparsemask", verb])
+    with pytest.raises(SystemExit):
+        front.main([verb, "--help"])
+    columns = [len(found) for found in re.findall(rf"^ +sparsemask {verb}.*? {{2,}}", capsys.readouterr().out, re.M)]
+    assert len(columns) > 1 and len(set(columns)) == 1
 
 
 @pytest.mark.parametrize("word", ["--help", "--help-all", "help"])

@@ -194,6 +194,23 @@ def test_how_to_repeat_it(search, retrain, monkeypatch):
     assert "ab" * 32 in text  # the search checkpoint's hash
 
 
+@pytest.mark.parametrize(
+    ("config", "row"),
+    [
+        ({}, ("encoder weights", "none: from random weights")),
+        ({"pretrained_model": "net.pth", "inherit": "encoder"}, ("encoder weights", "net.pth")),
+        ({"inherit": "encoder"}, ("encoder weights", "runs/s/last.pt")),
+        ({"inherit": "all"}, ("weights", "runs/s/last.pt")),
+        ({"inherit": "all", "search_checkpoint": "other.pt"}, ("weights", "other.pt")),
+        ({"ft_model": "runs/a/last.pt", "pretrained_model": None}, ("weights", "runs/a/last.pt")),
+    ],
+)
+def test_what_the_weights_began_as(tmp_path, config, row):
+    page = build_page(read_run(make_retrain(tmp_path / "r", **config)))
+    heading, value = row
+    assert re.search(rf'<th scope="row">{heading}</th><td>{value}</td>', page)
+
+
 def test_flags_that_differ_from_the_preset_are_marked(search):
     page = Page(build_page(read_run(search)))
     # lr and scales differ from the sample preset, --sparse does not, --seed is not in it.

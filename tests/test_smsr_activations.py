@@ -77,6 +77,20 @@ def test_modules_that_keep_everything_share_one_picture(tmp_path):
     assert sizes["all"][1] == sizes["some"][1] == sizes["one"][1]
 
 
+def test_captions_end_with_their_panels(tmp_path):
+    """Paths of somebody's modules below the picture and below a mask."""
+    every, half = np.ones((20, 30), bool), np.arange(30)[None].repeat(20, 0) < 15
+    names = [f"backbone.bottlenecks.Bottlenecks_{k}.LinearBottleneck{k}_0.channels" for k in range(3)]
+    with Image.open(
+        draw_masks(np.zeros((20, 30, 3), np.uint8), [every, every, half], tmp_path / "m.png", None, names)
+    ) as m:
+        grey = np.array(m.convert("L"))
+    assert grey[:, :3].min() == grey[:, -3:].min() == 255
+    wide = draw_masks(np.zeros((20, 30, 3), np.uint8), [every, every, half], tmp_path / "w.png", None, ["a", "b", "c"])
+    with Image.open(wide) as m:
+        assert m.size == grey.shape[::-1]
+
+
 def test_names_in_a_line():
     assert shortened(["module 1", "module 2", "module 5"]) == "module 1, 2, 5"
     assert shortened([f"module {k}" for k in range(1, 30)], 20) == "module 1, 2, 3, 4, 5, ... (29)"

@@ -228,6 +228,8 @@ def test_evaluation_prints_quality_beside_cost(place, capfd):
     for word in ("Quality by picture", "Masks", "kept fraction", "arxiv.org/abs/2006.09603"):
         assert word in report
     assert "Connection weights" not in report
+    # A search has nothing but a sentence to say there, so it has no such card.
+    assert "Quality" not in (place / "runs/s/report.html").read_text()
 
 
 def test_plans_lie_beside_the_weights(place, capfd):

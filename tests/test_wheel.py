@@ -65,6 +65,12 @@ def test_a_wheel_has_one_name_at_its_top(wheel):
 DATA = (".yaml", ".css", ".js", ".cpp", ".h", ".safetensors")
 
 
+def test_a_compiler_that_is_not_there_is_said_before_anything_is_built(tmp_path, capsys):
+    assert making.main(["--out", str(tmp_path / "dist"), "--cross", "aarch64=no-such-compiler"]) == 2
+    assert "--cross aarch64=no-such-compiler: MACHINE=CXX" in capsys.readouterr().err
+    assert not (tmp_path / "dist").exists()
+
+
 @pytest.mark.slow
 def test_the_commands_of_a_wheel_run_beside_packages_of_the_same_names(python, tmp_path):
     toolkit, spaces = map(Path, run([python, "-c", WHERE], tmp_path).split())

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from sparsemask import runs, spaces, tasks, training_setup
+from sparsemask.command_lines import spoken
 from sparsemask.config import RunConfig, Section, flag
 from sparsemask.engine import checkpoint, distributed
 from sparsemask.engine.randomness import seed_all
@@ -88,7 +89,7 @@ def _start(config: RunConfig) -> tuple[files.GroupMask, Path]:
             )
         return mask, Path(config.family.ft_model)
     if config.family.mask_path is None:
-        raise UseError("--mask_path is missing: a mask file (prune/prune.py writes one)")
+        raise UseError(f"--mask_path is missing: a mask file ({spoken('prune')} writes one)")
     mask = files.load_mask(config.family.mask_path)
     path = config.family.search_checkpoint or mask.checkpoint
     if path is None or not Path(path).exists():

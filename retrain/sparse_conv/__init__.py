@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from sparsemask import runs, spaces, tasks, training_setup
+from sparsemask.command_lines import spoken
 from sparsemask.config import RunConfig, Section, flag
 from sparsemask.costs import format_count
 from sparsemask.engine import Method, checkpoint, data, distributed
@@ -65,7 +66,7 @@ def _start(config: RunConfig, given: Mapping) -> Start:
     """Resolve mask and weights from flags; UseError if they do not fit."""
     source = config.family.mask_path
     if source is None:
-        raise UseError("--mask_path is missing: a mask file (prune/prune.py writes one)")
+        raise UseError(f"--mask_path is missing: a mask file ({spoken('prune')} writes one)")
     masks = files.load_masks(source)
     if masks.space != config.network.space:
         raise UseError(f"{source}: a mask of space '{masks.space}', not of '{config.network.space}'")

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from sparsemask import masks
+from sparsemask.command_lines import spoken
 from sparsemask.errors import UseError
 from sparsemask.masks import DOWN, UP, count_connections, why_unusable
 from sparsemask.masks.decoder import (
@@ -89,7 +90,7 @@ def resolve_mask(source: str | None, backbone: str, seed: int = 0, depth: int = 
         UseError: no mask is named, it is unknown or unreadable, or nothing of it can be carried to the backbone.
     """
     if source is None:
-        raise UseError("--mask_path is missing: a mask file (prune/prune.py writes one) or a named mask")
+        raise UseError(f"--mask_path is missing: a mask file ({spoken('prune')} writes one) or a named mask")
     if source != BASELINE and (Path(source).suffix == ".npy" or Path(source).exists()):
         return _fitted(load_decoder(source), masks.mask_note(source), backbone, source)
     if source == _PUBLISHED:

@@ -62,7 +62,7 @@ def search(
     val: Sequence[Any] | None = None,
     classes: Sequence[str] | None = None,
     space: str = "connectivity",
-    callbacks: Sequence[Callback] = (),
+    callbacks: Sequence[Callback] | Callback = (),
     **flags: Any,
 ) -> RunResult:
     """Learn the masks of a space, as ``sparsemask search`` does.
@@ -115,7 +115,7 @@ def retrain(
     train: Sequence[Any] | None = None,
     val: Sequence[Any] | None = None,
     classes: Sequence[str] | None = None,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Sequence[Callback] | Callback = (),
     **flags: Any,
 ) -> RunResult:
     """Build the small network of a mask and train it, as ``sparsemask retrain`` does.
@@ -164,7 +164,9 @@ def evaluate(
     if val is None:
         if not isinstance(network, RunResult | str | os.PathLike):
             raise UseError("val is missing: pairs of pictures and labels to evaluate on")
-        run = runs.find(_folder(network))
+        if Path(folder := _folder(network)).is_file():
+            raise UseError(f"val is missing: pairs of pictures and labels to evaluate {folder} on")
+        run = runs.find(folder)
         space = str(run.info().get("space"))
         restored = open_trained(eval_command.parser(space), {"run": str(run.folder), "space": space})
         task = tasks.get(restored.config.data.task, restored.config)
@@ -203,13 +205,15 @@ def _trained(
     command: ModuleType,
     find: Callable[[Parser], families.TrainingFamily[Any]],
     given: Mapping[str, Any],
-    callbacks: Sequence[Callback],
+    callbacks: Sequence[Callback] | Callback,
 ) -> RunResult:
     """Train by a command's driver."""
     given = {name: _plain(value) for name, value in given.items()}
     if callable(code := given.get("augment")):
         given["augment"] = f"{GIVEN}:augment"
         trust(given["augment"], code)
+    if callable(callbacks):
+        callbacks = (callbacks,)
     argv = spelled(given)
     contexts: list[Context] = []
     with trusting(argv):

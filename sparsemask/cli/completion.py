@@ -63,8 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def script() -> str:
     """The completion function of bash, which zsh understands too."""
+    from sparsemask import spaces
     from sparsemask.cli.main import VERBS
 
+    known = {"space": spaces.available()}  # which the parser does not list, since users register more
     flags, choices = [], []
     for verb in VERBS:
         actions = [] if verb == "completion" else flags_of(verb)
@@ -72,9 +74,9 @@ def script() -> str:
         if names:
             flags.append(f"                {verb}) words={shlex.quote(' '.join(names))} ;;")
         for action in actions:
-            if action.choices:
+            if offered := action.choices or known.get(action.dest):
                 heads = "|".join(f'"{verb} {name}"' for name in action.option_strings)
-                words = shlex.quote(" ".join(map(str, action.choices)))
+                words = shlex.quote(" ".join(map(str, offered)))
                 choices.append(f"        {heads}) words={words} ;;")
     verbs = shlex.quote(" ".join([*VERBS, "--help", "--version"]))
     text = _BODY.replace("@VERBS@", verbs).replace("@FLAGS@", "\n".join(flags))

@@ -132,14 +132,19 @@ def kernels(findings: Findings, build_now: bool) -> None:
     """Whether the kernels in C++ are built, for what, and whether they compute right here."""
     from sparsemask.backends.native import build, library, selfcheck, tiles
 
+    usable = build.is_shipped()
     try:
         cxx = build.compiler()
+        usable = True
         said = subprocess.run([*cxx, "--version"], capture_output=True, text=True, check=False).stdout
         findings.add("compiler", said.splitlines()[0] if said else cxx[0])
     except (build.NoCompiler, OSError) as error:
-        if not build.is_shipped():
-            findings.missing("compiler", f"{error}; without one, sparse convolutions run in PyTorch, slower")
+        if not usable:
+            findings.missing("compiler", f"{error}; a wheel of this platform needs none")
     path = build.SHIPPED if build.is_shipped() else build.cached()
+    if not path.exists() and not usable:
+        findings.missing("kernels", "none: sparse convolutions run in PyTorch, slower")
+        return
     if not path.exists() and not build_now:
         findings.missing("kernels", "not built yet: built at first use, or now by sparsemask doctor --build")
         return

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import TextIO
 
 from sparsemask.errors import UseError, say
 from sparsemask.files import write_text
@@ -62,7 +63,7 @@ class Progress:
     def __init__(self, total: int, start: int, title: str, show: bool = True, unit: str = "step"):
         self._title, self._total, self._show, self._bar = title, total, show, None
         self._last, self._began, self._start = 0.0, time.monotonic(), start
-        if show and sys.stderr.isatty():
+        if show and _has_width(sys.stderr):
             from tqdm import tqdm
 
             # tqdm measures the terminal; a width of its own would wrap on narrow ones.
@@ -88,6 +89,14 @@ class Progress:
         """End the bar."""
         if self._bar is not None:
             self._bar.close()
+
+
+def _has_width(stream: TextIO) -> bool:
+    """Whether a stream is a terminal with room for a bar; those of containers and of `script` may be 0 columns wide."""
+    try:
+        return stream.isatty() and os.get_terminal_size(stream.fileno()).columns > 0
+    except OSError:
+        return False
 
 
 def _plain(value):

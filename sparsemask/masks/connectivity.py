@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsemask.command_lines import spoken
 from sparsemask.containers import read_npy, read_npz
 from sparsemask.errors import UseError
 from sparsemask.files import atomic_write, read_json, write_json
@@ -65,7 +66,7 @@ def load_mask(path: str | os.PathLike[str]) -> np.ndarray:
     if path.is_dir():
         raise UseError(f"{path}: is a folder, expected a mask file (.npy)")
     if not path.exists():
-        raise UseError(f"mask not found: {path} (prune/prune.py writes one)")
+        raise UseError(f"mask not found: {path} ({spoken('prune')} writes one)")
     return check_mask(read_npy(path, "truncated or not a mask file"), what=str(path))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsemask.command_lines import spoken
 from sparsemask.containers import read_npz
 from sparsemask.errors import UseError, one_line
 from sparsemask.files import write_bytes
@@ -66,7 +67,7 @@ def read(path: Path, kind: str, needed: Sequence[str], newest: int) -> dict[str,
     if path.is_dir():
         raise UseError(f"{path}: is a folder, expected a mask file ({SUFFIX})")
     if not path.exists():
-        raise UseError(f"mask not found: {path} (prune/prune.py writes one)")
+        raise UseError(f"mask not found: {path} ({spoken('prune')} writes one)")
     arrays = read_arrays(path)
     missing = [name for name in ("format", *needed) if name not in arrays]
     if missing:

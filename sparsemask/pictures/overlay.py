@@ -125,7 +125,7 @@ def draw_masks(
     whole = [name for name, mask in zip(names, masks, strict=True) if np.all(mask)]
     caption = "picture"
     if len(whole) > 1:
-        caption = f"all kept: {'every module' if len(whole) == len(masks) else shortened(whole)}"
+        caption = f"all kept: {'every module' if len(whole) == len(masks) else shortened(whole, 24)}"
     panels = [(image if image.ndim == 3 else image[..., None].repeat(3, 2), caption)]
     for name, mask in zip(names, masks, strict=True):
         shown = overlay(image, mask)  # which refuses sizes that do not fit
@@ -146,7 +146,9 @@ def draw_masks(
             axes.imshow(panel[::step, ::step], interpolation="nearest" if k else "antialiased")
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set(visible=True, color=style.PALE, lw=0.6)
-            axes.set_xlabel(caption, labelpad=3, color=style.INK)
+            below = axes.set_xlabel(caption, labelpad=3, color=style.INK)
+            # Names of somebody's modules may be long: in smaller letters they end with their panel.
+            below.set_size(below.get_size() * min(1.0, _WIDE * fig.dpi / below.get_window_extent().width))
         if title:
             fig.text(_GAP / width, 1 - 0.1 / height, title, va="top", size=style.TITLE, weight="bold")
         return style.save(fig, path)

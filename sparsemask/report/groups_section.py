@@ -85,7 +85,9 @@ def layers(c: Contents) -> str:
             for name, (kept, total) in sets.items()
         ]
         head = "".join(f'<th scope="col">{title}</th>' for title in ("set", "kept", "of"))
-        table = f'<table class="heat weights"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+        table = (
+            f'<table class="heat weights modules"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+        )
         table = f'<div class="scroll">{table}</div>'
         parts.append(
             f"<details><summary>The same as a table</summary>{table}</details>" if drawn[0][0].exists() else table

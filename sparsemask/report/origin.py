@@ -109,8 +109,12 @@ def _circumstances(c: Contents) -> list[tuple[str, str]]:
         ("machine", ", ".join([*machine, cores] if cores else machine) or "not recorded by this run"),
         ("device", f"{environment.get('device', _UNSAID)}, {shown(c.config.get('type'))}"),
     ]
-    start = c.config.get("pretrained_model") or (c.packed and c.config.get("search_checkpoint"))
-    rows.append(("weights" if c.packed else "encoder weights", shown(start or "none: from random weights")))
+    whole, encoder = c.config.get("ft_model"), c.config.get("pretrained_model")
+    start, inherits = whole or encoder, c.config.get("inherit") in ("encoder", "all")
+    if not start and (c.packed or inherits):
+        start = c.config.get("search_checkpoint") or (inherits and c.note.get("checkpoint"))
+        whole = c.config.get("inherit") == "all"
+    rows.append(("weights" if c.packed or whole else "encoder weights", shown(start or "none: from random weights")))
     if c.mask_file is not None and (c.packed or c.mask is not None):
         rows.append(("mask", f"{c.mask_file.name}, SHA-256 {sha256(c.mask_file)}"))
     mask_path = c.note.get("mask_path") or c.config.get("mask_path")

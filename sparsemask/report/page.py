@@ -77,8 +77,8 @@ def build_page(c: Contents) -> str:
     verb = html.escape(c.verb)
     parts, tiles, paper = _SECTIONS, sections.tiles, _PAPER
     if c.fine:
-        by = "by class" if spatial_section.by_class(c) else "by picture"
-        parts = [(key, f"{title} {by}" if key == "quality" else title, make) for key, title, make in _FINE_SECTIONS]
+        by = " by class" if spatial_section.by_class(c) else " by picture" if c.evaluation else ""
+        parts = [(key, f"{title}{by}" if key == "quality" else title, make) for key, title, make in _FINE_SECTIONS]
         tiles = spatial_section.tiles
         paper = spatial_section.PAPERS.get(str(c.info.get("space")), spatial_section.PAPERS["smsr"])
     elif c.grouped:

@@ -73,7 +73,7 @@ def masks(c: Contents) -> str:
             f"means over {c.info.get('measured_on') or 'the validation pictures'}."
         )
         parts.append(
-            f'<p class="note">{html.escape(note)}</p><div class="scroll"><table class="heat weights">'
+            f'<p class="note">{html.escape(note)}</p><div class="scroll"><table class="heat weights modules">'
             f'<thead><tr><th scope="col">module</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
         )
     parts.append(_forms(c))
@@ -98,7 +98,9 @@ def _forms(c: Contents) -> str:
         for row in rows[:10]
     ]  # fmt: skip
     return html.table(
-        ("form", *(html.escape(str(name)[:40].replace("_", " ")) for name in names)), cells, kind="classes"
+        ("form", *(html.escape(TITLES.get(name, str(name)[:40].replace("_", " "))) for name in names)),
+        cells,
+        kind="classes",
     )
 
 
@@ -156,9 +158,7 @@ def quality(c: Contents) -> str:
     rows = [row for row in per_image if isinstance(row, Mapping)] if isinstance(per_image, list) else []
     if not rows:
         if c.verb == "search":
-            return html.absent(
-                "A search is scored while it trains, see the curves; prune it and evaluate what it found."
-            )
+            return ""  # it is scored while it trains: in the curves
         return html.absent(f"Not evaluated yet: {command_of(c, 'eval')}")
     names = [name for name in _COLUMNS if any(_shown(row, name) is not None for row in rows)]
     cells = [

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from torch.utils.data import DataLoader, IterableDataset
 
 from sparsemask.errors import UseError
 from sparsemask.prediction import as_rgb
@@ -51,10 +52,7 @@ class GivenPictures(SegmentationDataset):
         return height, width
 
     def _item(self, name: str) -> Sequence[Any]:
-        item = self.items[self._numbers[name]]
-        if not isinstance(item, Sequence | np.ndarray) or len(item) != 2:
-            raise UseError(f"{name}: expected a pair (picture, label), found {type(item).__name__}")
-        return item
+        return pair_of(self.items[self._numbers[name]], name)
 
 
 class GivenTask(SegmentationTask):
@@ -88,17 +86,38 @@ class GivenTask(SegmentationTask):
         return f"validation pictures, {WHERE}"
 
 
+def pair_of(item: Any, name: str) -> Sequence[Any]:
+    """A (picture, label) pair as a data set gave it; UseError for anything else, by its name."""
+    if not isinstance(item, Sequence | np.ndarray) or len(item) != 2:
+        raise UseError(f"{name}: expected a pair (picture, label), found {type(item).__name__}")
+    return item
+
+
+def _indexed(items: Any, argument: str) -> Sequence[Any]:
+    """What is indexed: the pairs themselves, or a loader's data set."""
+    if isinstance(items, DataLoader):
+        items = items.dataset
+    if isinstance(items, IterableDataset) or not isinstance(items, Sized):
+        raise UseError(
+            f"{argument}: {type(items).__name__} has no length and indices: give a list of pairs (picture, label), a "
+            "data set with indices, or a DataLoader of one"
+        )
+    return items
+
+
 def given_task(train: Sequence[Any], val: Sequence[Any], classes: Sequence[str]) -> type[GivenTask]:
     """A task on some pictures; the same pictures make a task of the same name.
 
     Args:
-        train: (picture, label) pairs to train on: a list, or anything with a length and indices, as torch's datasets.
+        train: (picture, label) pairs to train on: a list, or anything with a length and indices, as torch's datasets;
+            of a ``DataLoader`` its data set is taken, since batches are made of augmented crops.
         val: those to validate on.
         classes: names of the classes.
 
     Raises:
-        UseError: no pictures, or no class names.
+        UseError: no pictures, no pairs, or no class names.
     """
+    train, val = _indexed(train, "train"), _indexed(val, "val")
     if not len(train) or not len(val):
         raise UseError(f"{len(train)} training and {len(val)} validation pictures: both need one or more")
     if isinstance(classes, str) or not 1 <= len(classes) <= 255:
@@ -106,6 +125,7 @@ def given_task(train: Sequence[Any], val: Sequence[Any], classes: Sequence[str])
     digest = hashlib.sha256(repr((len(train), len(val), tuple(map(str, classes)))).encode())
     for items in (train, val):
         for k in {0, len(items) - 1}:
-            digest.update(as_rgb(items[k][0]).tobytes() + as_label(items[k][1]).tobytes())
+            image, label = pair_of(items[k], f"item {k}")
+            digest.update(as_rgb(image).tobytes() + as_label(label).tobytes())
     members = {"sets": {"training": train, "eval": val}, "names": tuple(map(str, classes))}
     return type(f"Given_{digest.hexdigest()[:12]}", (GivenTask,), {**members, "__doc__": GivenTask.__doc__})
