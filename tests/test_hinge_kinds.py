@@ -601,3 +601,42 @@ def test_an_attribute_that_counts_several_parts_keeps_them_equal():
     assert (query == key).all() and not set(query) & set(value) and not graph.locked(query).any()
     small = assert_equal(network, picture(), "a")
     assert (small.key, small.value, small.a.out_channels) == (2, 3, 7)
+
+
+class Gated(nn.Conv2d):
+    """Its weight depends on its input."""
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight * x.mean().sigmoid(), self.bias, self.stride, self.padding)
+
+
+class GatedByANumber(nn.Conv2d):
+    def forward(self, x):
+        return F.conv2d(x, self.weight * float(x.mean()), self.bias, self.stride, self.padding)
+
+
+class Louder(Standardised):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("kind", [Gated, GatedByANumber, Louder])
+def test_no_weight_that_depends_on_the_input_becomes_plain(kind):
+    network = Net(lambda n, x: n.last(n.a(x)), a=kind(3, 8, 3, padding=1), last=conv(8, 2)).double()
+    assert plain_weights(network.eval(), picture()) is network
+
+
+def test_a_computed_weight_that_a_convolution_keeps_stays_its_own():
+    class Keeping(nn.Conv2d):
+        kept = None
+
+        def forward(self, x):
+            self.kept = 2 * self.weight if self.kept is None else self.kept
+            return F.conv2d(x, self.kept, self.bias, self.stride, self.padding)
+
+    network = Net(lambda n, x: n.last(n.a(x)), a=Keeping(3, 8, 3, padding=1), last=conv(8, 2)).double().eval()
+    plain = plain_weights(network, picture())
+    before = network(picture())
+    with torch.no_grad():
+        plain.a.weight.zero_()
+    assert type(plain.a) is nn.Conv2d and torch.equal(network(picture()), before)

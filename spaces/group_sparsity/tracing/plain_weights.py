@@ -17,13 +17,13 @@ from torch.nn.utils import parametrize, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sparsemask.errors import UseError, one_line
 from sparsemask.spaces.group_sparsity.inputs import AnyInputs, Inputs
 from sparsemask.timing import evaluating
 
 _PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_PART = 32  # pixels a side of what is computed to see how a convolution pads
 # Relative to the largest output, what rounding may make of the same weight.
 _SAME = {torch.float64: 1e-9}
 
@@ -33,8 +33,8 @@ def plain_weights(network: nn.Module, example: AnyInputs) -> nn.Module:
 
     Weight norm, spectral norm (both forms of each) and parametrisations are taken off; convolutions that compute
     their weights in their forward, as weight-standardised ones do, become plain convolutions (padded as TensorFlow does
-    where they pad so) if that gives the same output for the example. What the weights were computed from is no longer
-    trained.
+    where they pad so) if those give the same outputs and no weight depends on the input. What the weights were computed
+    from is no longer trained.
 
     Args:
         network: not changed.
@@ -54,7 +54,9 @@ def plain_weights(network: nn.Module, example: AnyInputs) -> nn.Module:
         return network
     try:
         with evaluating(network):
-            replaced = _computed(network, inputs)  # weights that hooks compute now have a value that can be copied
+            if hooked:
+                inputs.run(network)  # weights that hooks compute have a value that can be copied then
+            replaced = _computed(network)
     except Exception as error:
         what = f"{type(network).__name__} does not run on an input of {inputs}"
         raise UseError(f"{what}: {one_line(error)[:200]}") from error
@@ -98,59 +100,67 @@ def _take_off(module: nn.Module) -> None:
 
 
 class _Convolutions(TorchDispatchMode):
-    """Notes the arguments and the output of the last convolution that ran."""
+    """Notes the operands and the output of the last convolution that ran, and what is computed from an input."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # nothing here is ever compiled, and torch would import its compiler (seconds) to say so
 
-    def __init__(self) -> None:
+    def __init__(self, x: Tensor) -> None:
         super().__init__()
         self.last: tuple[Any, ...] = ()
         self.output: Tensor | None = None
+        self._from_input = {id(x): x}  # kept, so that no other tensor has its number
+        self._read = False  # as a number, by which anything may have been computed
+
+    def depends(self, tensor: Tensor) -> bool:
+        """Whether a tensor may have been computed from the input."""
+        return self._read or id(tensor) in self._from_input
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if any(isinstance(a, Tensor) and id(a) in self._from_input for a in tree_leaves((args, kwargs))):
+            made = [each for each in tree_leaves(result) if isinstance(each, Tensor)]
+            self._read = self._read or not made
+            self._from_input.update((id(each), each) for each in made)
         if func.overloadpacket.__name__ == "convolution":
             self.last, self.output = args, result
         return result
 
 
-def _computed(network: nn.Module, inputs: Inputs) -> dict[str, nn.Module]:
+def _computed(network: nn.Module) -> dict[str, nn.Module]:
     """Plain convolutions by the name of the one that computes its weight."""
-    replaced: dict[str, nn.Module] = {}
-    watch = _Convolutions()
+    candidates = {name: module for name, module in network.named_modules() if _may_compute(module)}
+    plain = {name: _in_place_of(module) for name, module in candidates.items()}
+    return {name: module for name, module in plain.items() if module is not None}
 
-    def compare(name: str, module: _ConvNd, args: tuple[Any, ...], output: Tensor) -> None:
+
+def _in_place_of(module: _ConvNd) -> nn.Module | None:
+    """The plain convolution that does what a module does for any input, in evaluation mode; None where there is none.
+
+    The module is called with a small input, and where it pads by itself with one a line larger, too: what pads for
+    every size anew does so for odd and even ones.
+    """
+    plain: nn.Module | None = None
+    for more in (0, 1):
+        lines = zip(module.dilation, module.kernel_size, module.stride, strict=True)
+        size = [gap * (kernel - 1) + 1 + 2 * stride + more for gap, kernel, stride in lines]
+        x = torch.randn(1, module.in_channels, *size, generator=torch.Generator().manual_seed(0)).to(module.weight)
+        try:
+            with _Convolutions(x) as watch:
+                output = module(x)
+        except Exception:  # it takes something else
+            return None
         weight = watch.last[1] if watch.last else None
-        if weight is None or weight is module.weight or weight.shape != module.weight.shape:
-            return
-        x, same = args[0], watch.last[0].shape != args[0].shape
-        if same and min(x.shape[2:]) < 2:
-            return
-        plain = _plain(module, watch.last, same)
-        if plain is None:
-            return
-        if same:  # what pads for every size anew does so for odd and even ones
-            parts = (x[..., :_PART, :_PART], x[..., :_PART, :_PART][..., :-1, :-1])
-            alike = all(_alike(plain(part), module.forward(part)) for part in parts)
-        else:
-            alike = (watch.last[0] is x and watch.output is output) or _alike(plain(x), output)
-        if alike:
-            replaced[name] = plain
-
-    hooks = [
-        module.register_forward_hook(lambda m, args, out, name=name: compare(name, m, args, out))
-        for name, module in network.named_modules()
-        if _may_compute(module)
-    ]
-    try:
-        with watch:
-            inputs.run(network)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return replaced
+        if weight is None or weight is module.weight or weight.shape != module.weight.shape or watch.depends(weight):
+            return None
+        same = watch.last[0].shape != x.shape
+        plain = plain or _plain(module, watch.last, same)
+        if not same and watch.last[0] is x and watch.output is output:
+            return plain
+        if plain is None or not _alike(plain(x), output):
+            return None
+    return plain
 
 
 def _alike(made: Tensor, output: Tensor) -> bool:
@@ -186,7 +196,9 @@ def _plain(module: _ConvNd, args: tuple[Any, ...], same: bool) -> nn.Module | No
         kind = SamePaddedConv2d
     sizes = (weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]))
     plain = kind(*sizes, tuple(stride), tuple(padding), tuple(dilation), groups, bias is not None, device="meta")
-    plain.weight = nn.Parameter(weight.detach().clone(), module.weight.requires_grad)
+    kept = {each.untyped_storage().data_ptr() for each in tree_leaves(vars(module)) if isinstance(each, Tensor)}
+    own = weight.detach().clone() if weight.untyped_storage().data_ptr() in kept else weight.detach()
+    plain.weight = nn.Parameter(own, module.weight.requires_grad)
     if bias is not None:
         plain.bias = nn.Parameter(bias.detach().clone())
     return plain
