@@ -49,7 +49,7 @@ def test_written_configuration_gives_the_same_options(tmp_path):
         ("lr: .inf", "'lr' cannot be inf"),
         ("scales: 1.0", "'scales' takes a list"),
         ("lr: [1, 2]", "'lr' takes one value"),
-        ("type: int8", "'type' must be one of float32"),
+        ("type: int4", "'type' must be one of float32"),
         ("freeze_bn: 3", "'freeze_bn' must be true or false"),
         ("search: 3", "section 'search' must be a mapping"),
         ("- 1\n- 2", "expected a mapping"),

@@ -30,6 +30,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -67,6 +68,7 @@ VERBS = {
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point."""
+    program = argv is None  # not a call from Python
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv:
         raise UseError(f"which verb? {', '.join(VERBS)} (sparsemask --help)")
@@ -77,4 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"sparsemask {__version__}")
         return 0
     choose(argv[0], VERBS, "verb")
-    return importlib.import_module(VERBS[argv[0]]).main(argv[1:])
+    status = importlib.import_module(VERBS[argv[0]]).main(argv[1:])
+    if program and argv[0] == "serve":
+        # A thread that comes back to an interpreter that is closing, one of torch's or one that still computes, aborts
+        # the process: it ends here.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status

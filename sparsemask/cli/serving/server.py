@@ -97,14 +97,14 @@ class Server(ThreadingHTTPServer):
             say(f"open {self.address} in a browser; Ctrl-C ends it")
             self.serve_forever()
         except KeyboardInterrupt:
-            ended = self._end_connections()
+            self._end_connections()
             say("\nstopped", sys.stderr)
-            if not ended:  # a thread that computes aborts the process if it comes back to a closing interpreter
-                sys.stdout.flush()
-                os._exit(0)
 
-    def _end_connections(self) -> bool:
-        """Take no more from clients and wait for what is being answered; whether all threads have ended in time."""
+    def _end_connections(self) -> None:
+        """Take no more from clients and wait, for a while, for what is being answered.
+
+        Threads are waited for until they have left the interpreter, not only their work.
+        """
         end = time.monotonic() + _STOPPING
         for request in [*self._serving.values()]:
             with contextlib.suppress(OSError):
@@ -112,7 +112,6 @@ class Server(ThreadingHTTPServer):
         for thread in [*self._serving]:
             if thread.is_alive():
                 thread.join(max(0.0, end - time.monotonic()))
-        return not any(thread.is_alive() for thread in [*self._serving])
 
     def known_as(self, name: str) -> bool:
         """Whether a request may call us so.
@@ -126,6 +125,8 @@ class Server(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """A thread for a connection, while there are not too many."""
+        for ended in [thread for thread in self._serving if not thread.is_alive()]:
+            del self._serving[ended]
         if self._connections.acquire(blocking=False):
             thread = threading.Thread(
                 target=self.process_request_thread, args=(request, client_address), daemon=self.daemon_threads
@@ -140,7 +141,6 @@ class Server(ThreadingHTTPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
-            del self._serving[threading.current_thread()]
             self._connections.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
