@@ -125,6 +125,13 @@ def test_where_one_step_leads_past_the_target_the_other_layers_make_up_for_it(ma
         assert left == pytest.approx(share, abs=0.03), share
 
 
+@pytest.mark.parametrize(("share", "width"), [(0.7, 48), (0.55, 32)])
+def test_where_there_is_no_other_layer_the_nearest_step_is_taken(share, width):
+    network = nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 8, 3, padding=1))
+    small = sparsemask.shrink(network, IMAGE, share, multiple=16, timed=False)
+    assert small[0].out_channels == width
+
+
 def test_a_timer_that_is_warm_calls_each_function_before_it_measures_it():
     calls = []
     functions = {name: (lambda name=name: calls.append(name) or sum(range(20_000))) for name in "ab"}

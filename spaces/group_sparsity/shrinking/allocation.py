@@ -110,12 +110,15 @@ class Allocation:
         Where one step of a large set leads past a target, the others then have the rest to lose.
 
         Returns:
-            Whether there were such sets, and others.
+            Whether there are such sets, and others; if not, nothing is held.
         """
         before, after = self._counts(low), self._counts(high)
         differ = {name: count for name, count in before.items() if after[name] != count}
-        self.held = {**self.held, **differ}
-        return 0 < len(differ) and len(self.held) < len(self.channels)
+        held = {**self.held, **differ}
+        if not differ or len(held) == len(self.channels):
+            return False
+        self.held = held
+        return True
 
     def _counts(self, level: float) -> dict[str, int]:
         return {name: int(kept.sum()) for name, kept in self.kept(level).items()}
