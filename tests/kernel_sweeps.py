@@ -51,6 +51,32 @@ def products(variants: int = 4) -> Iterator[Problem]:
             yield f"product columns {columns} rows {rows} variant {variant}", error
 
 
+def grouped_products() -> Iterator[Problem]:
+    """Products that take two or four steps of the depth at a time: every count of columns and rows, all variants."""
+    for group, most in ((2, 24), (4, 12)):
+        for columns, n in itertools.product(range(1, most + 1), range(6)):
+            lengths = tuple(group * k for k in ((1,), (3, 1), (16, 2, 5), (10, 10, 10), (40,), (1, 2, 3, 4))[n])
+            variant, rows = (columns * 11 + n * 37) % 128, (1, 7, 47, 48, 49, 97)[(columns + n) % 6]
+            error = selfcheck.product(columns, rows=rows, lengths=lengths, variant=variant, group=group)
+            yield f"product columns {columns} rows {rows} variant {variant} by {group}", error
+        for variant in range(128):
+            error = selfcheck.product(most - 3, rows=13, lengths=(2 * group, group), variant=variant, group=group)
+            yield f"product variant {variant} by {group}", error
+        for rows in range(1, 101):
+            yield f"product rows {rows} by {group}", selfcheck.product(most, rows=rows, lengths=(8, 4), group=group)
+        error = selfcheck.product(9, rows=5, lengths=(5000, 4), group=group) / 8  # many terms
+        yield f"product length 5000 by {group}", error
+
+
+def modules() -> Iterator[Problem]:
+    """Modules: channels, dense ones of each layer, none kept and all."""
+    for channels, kept in itertools.product((1, 4, 7, 16, 24, 33), (0.0, 0.3, 1.0)):
+        for layers in range(1, 5):
+            dense = tuple((channels * n) // (layers + 1) for n in range(layers))[::-1]
+            error = selfcheck.module(channels, dense, size=(1 + channels % 5, 3 + 7 * layers), kept=kept)
+            yield f"module of {channels} channels, dense {dense}, kept {kept}", error
+
+
 def product_shapes() -> Iterator[Problem]:
     """Every count of rows and of segments; segments longer than the kernels' own row of zeros."""
     for rows, columns in itertools.product(range(1, 101), (1, 8, 17, 33, 57, 130)):
@@ -154,6 +180,8 @@ def branches() -> Iterator[Problem]:
         hidden, size = 1 + channels % 16, sizes[channels % 5]
         error = selfcheck.mask_branch(channels, stride=stride, hidden=hidden, size=size, variant=channels)
         yield f"mask branch channels {channels} hidden {hidden} stride {stride} size {size}", error
+        error = selfcheck.mask_branch(channels, stride=stride, hidden=hidden, size=size, around=True)
+        yield f"mask branch of 3x3 convolutions, channels {channels} hidden {hidden} stride {stride} size {size}", error
 
 
 def lists() -> Iterator[Problem]:
@@ -165,8 +193,8 @@ def lists() -> Iterator[Problem]:
 SWEEPS = {
     one.__name__: one
     for one in (
-        products, product_shapes, variants, small_products, tile_products, points, volumes, residuals, stages,
-        branches, lists,
+        products, grouped_products, product_shapes, variants, small_products, tile_products, points, volumes,
+        residuals, stages, branches, modules, lists,
     )
 }  # fmt: skip
 

@@ -174,7 +174,7 @@ def test_smsr_of_any_size(tmp_path):
     net = smsr(n_layers=2)
     made = spaces.get("smsr").exportable(net, pictures(8, 12), None)
     same(made, [pictures(8, 12), pictures(10, 18), pictures(4, 4)], tmp_path / "net.onnx")
-    assert kinds(tmp_path / "net.onnx") == {"Block", "JoinedConv"}
+    assert kinds(tmp_path / "net.onnx") == {"Block", "JoinedConv", "PredictMask"}
 
 
 @pytest.mark.slow

@@ -187,6 +187,7 @@ FAULTS = {
     "zeros": ("rows.h", "reinterpret_cast<uintptr_t>(zeros) & none", "reinterpret_cast<uintptr_t>(one.base) & none"),
     "three panels": ("rows.h", "first > 2 * PANEL + 8; first += 3", "first > 2 * PANEL; first += 3"),
     "steps": ("rows.h", "for (; k < length; k++, w += width) add", "for (; k + 1 < length; k++, w += width) add"),
+    "sums of neighbours": ("rows.h", "__builtin_shuffle(a, b, even + 1)", "__builtin_shuffle(a, b, even)"),
     "depth-wise tail": ("rows.h", "for (; k < p.columns; k++) {", "for (; k + 1 < p.columns; k++) {"),
     "inner products": ("narrow.h", "const int64_t kept = p.places ? 0 : p.columns;", "const int64_t kept = p.columns;"),
     "tiles": ("tiles.h", "one.row[pos[i] - first] = start + i;", "one.row[i] = start + i;"),
@@ -205,6 +206,8 @@ FAULTS = {
     "residual": ("inverted.h", "for (int64_t k = to; k < to + p.only_after; k++)", "for (int64_t k = to; k < to; k++)"),
     "stage": ("stages.h", "const double wide = 1 + 1e-4;", "const double wide = 0.5;"),
     "mask branch": ("locating.h", "odd && m + 1 < lines", "odd && m + 2 < lines"),
+    "mask branch of 3x3": ("locate.h", "y < (p.height + 1) / 2 * 2", "y < p.height"),
+    "module": ("module.h", "sums[i % p.columns] += room[i]", "sums[i % p.columns] = room[i]"),
     "lists": ("kernels.cpp", "if (eight == 0 || eight == 0x0101010101010101u)", "if (eight == 0 || (eight & 1))"),
 }  # fmt: skip
 

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from sparsemask.errors import UseError
 from sparsemask.exporting.bicubic import enlarge
+from sparsemask.ops import dispatch
 from sparsemask.ops.layout import to_channels_last
+from sparsemask.ops.predict_mask import WIDEST
 from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork, MaskModule, Part, begin_smoothly
 from sparsemask.sparse import DataMask, SparseMaskBlock, gumbel_mask, joined_conv, kept_fraction
 
@@ -179,11 +181,20 @@ class SparseMaskModule(MaskModule):
         if constant is not None:
             return x.new_full((len(x), 1, *x.shape[2:]), constant, dtype=torch.bool)
         if not self.training or self.spa_mask.mask_mode != "soft":
-            return self.spa_mask(x, tau)
+            plain = torch.is_grad_enabled() or x.dtype != torch.float32 or len(self.spa_mask[0].weight) > WIDEST
+            return self.spa_mask(x, tau) if plain else self._hard_mask(x)
         logits = self.spa_mask.logits(x)
         drop, keep = logits.detach().split(1, 1)
         self.hard_kept = kept_fraction(torch.sigmoid(keep - drop) > self.spa_mask.threshold, self.body.ch_mask.detach())
         return gumbel_mask(logits, tau)[:, 1:]
+
+    def _hard_mask(self, x: Tensor) -> Tensor:
+        """What the mask branch gives, as one operator."""
+        branch = self.spa_mask
+        return torch.ops.sparsemask.locate(
+            x, *(tensor for number in (0, 3, 5) for tensor in (branch[number].weight, branch[number].bias)),
+            branch.threshold, False, dispatch.current(self.body.backend, self.body.planned, x),
+        )  # fmt: skip
 
     def attend(self, x: Tensor, y: Tensor, mean: Tensor) -> Tensor:
         """x + a·y, attention a from the mean (N, C, 1, 1) of y over the image; without gradients y is overwritten."""

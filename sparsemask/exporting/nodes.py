@@ -20,6 +20,7 @@ from sparsemask.errors import UseError
 from sparsemask.ops import packed_point_network
 from sparsemask.ops.conv import geometry_of
 from sparsemask.ops.packed import Packed
+from sparsemask.ops.predict_mask import WIDEST
 
 if TYPE_CHECKING:
     import onnx
@@ -72,11 +73,11 @@ def _inverted_residual(x: Tensor, mask: Tensor | None, *given: Any) -> _Node:
 
 
 def _predict_mask(x: Tensor, *given: Any) -> _Node:
-    from sparsemask.backends.native import onnx_plan, predict_mask
+    from sparsemask.backends.native import onnx_plan
 
     *weights, threshold, limited, _ = given
-    if len(weights[0]) > predict_mask.WIDEST:
-        raise UseError(f"a mask branch of {len(weights[0])} channels, more than {predict_mask.WIDEST}, has no node")
+    if len(weights[0]) > WIDEST:
+        raise UseError(f"a mask branch of {len(weights[0])} channels, more than {WIDEST}, has no node")
     size = x.shape[2:] if weights[4].shape[-1] == 3 else [(n + 1) // 2 for n in x.shape[2:]]
     plan = lambda: onnx_plan.predict_mask(weights, threshold, limited)
     return _Node([_rows(x)], plan, [x.shape[0], 1, *size], lambda mask: mask, torch.bool)

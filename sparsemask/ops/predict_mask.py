@@ -2,7 +2,8 @@
 
 The input is pooled by two; a 1×1 and a 3×3 convolution with relu and a last one follow, whose two logits say drop and
 keep: transposed with stride 2 where the module has stride 1, 1×1 where it has stride 2. (Data masks: Wang et al. 2021,
-arXiv 2006.09603, section 3.1, here at half the size.) For inference.
+arXiv 2006.09603, section 3.1, here at half the size.) A first convolution of 3×3 comes before the pooling, as theirs
+does. For inference.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from sparsemask.ops.registration import register
 
 if TYPE_CHECKING:
     pass
+
+
+WIDEST = 16  # channels of a branch, as many as kernels have room for
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,7 @@ def locate(
 
     Args:
         x: features (N, C, H, W).
-        first: (w, C, 1, 1); second: (w, w, 3, 3); biases (w,).
+        first: (w, C, 1, 1), after the pooling, or (w, C, 3, 3), before it; second: (w, w, 3, 3); biases (w,).
         last: (w, 2, 3, 3), transposed, stride 1; or (2, w, 1, 1), stride 2; its bias (2,). Index 1 keeps.
         threshold: a location is kept where P(keep) is above it; 0.5 is the argmax.
         cut: whether x passes relu6 first.
@@ -63,7 +67,8 @@ def locate(
         UseError: for shapes that do not fit.
     """
     width, transposed = len(first), last.shape[-1] == 3
-    wanted = [(width, x.shape[1], 1, 1), (width, width, 3, 3), (width, 2, 3, 3) if transposed else (2, width, 1, 1)]
+    size = (3, 3) if first.shape[2:] == (3, 3) else (1, 1)
+    wanted = [(width, x.shape[1], *size), (width, width, 3, 3), (width, 2, 3, 3) if transposed else (2, width, 1, 1)]
     for one, shape in zip((first, second, last), wanted, strict=True):
         if tuple(one.shape) != shape:
             raise UseError(f"a mask branch on {x.shape[1]} channels has weights {shape}, got {tuple(one.shape)}")
@@ -82,8 +87,11 @@ def reference(call: PredictMaskCall) -> Tensor:
     height, width = x.shape[-2:]
     if call.apply_relu6:
         x = F.relu6(x)
-    y = F.avg_pool2d(padded(x), 2)
-    y = F.relu(F.conv2d(y, call.first.to(kind), call.first_bias.to(kind)))
+    first, first_bias = call.first.to(kind), call.first_bias.to(kind)
+    if first.shape[-1] == 3:
+        y = F.avg_pool2d(F.relu(F.conv2d(padded(x), first, first_bias, padding=1)), 2)
+    else:
+        y = F.relu(F.conv2d(F.avg_pool2d(padded(x), 2), first, first_bias))
     y = F.relu(F.conv2d(y, call.second.to(kind), call.second_bias.to(kind), padding=1))
     last, last_bias = call.last.to(kind), call.last_bias.to(kind)
     if last.shape[-1] == 3:
@@ -109,7 +117,7 @@ def _fake(x, first, first_bias, second, second_bias, last, *_) -> Tensor:
 def count_flops(x, first, first_bias, second, second_bias, last, *_, out_val=None, **__) -> int:
     """The operator's FLOP formula."""
     locations = x.shape[0] * -(-x.shape[2] // 2) * -(-x.shape[3] // 2)
-    return 2 * locations * (first.numel() + second.numel() + last.numel())
+    return 2 * locations * (first.numel() * (4 if first.shape[-1] == 3 else 1) + second.numel() + last.numel())
 
 
 register("locate", locate, fake=_fake, flops=count_flops)

@@ -49,7 +49,7 @@ from sparsemask.ops.multiscale_sum import MultiscaleSumCall
 from sparsemask.ops.point_block import Folded
 from sparsemask.ops.point_conv import Level
 from sparsemask.ops.point_network import PointNetworkWeights, PreparedPointNetwork
-from sparsemask.ops.predict_mask import PredictMaskCall
+from sparsemask.ops.predict_mask import WIDEST, PredictMaskCall
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -132,7 +132,8 @@ class Native(Backend):
     def locate(self, call: PredictMaskCall) -> Tensor:
         """In one call, where the branch is narrow enough; in float32."""
         call = _wide(call, call.x)
-        if len(call.first) > predict_mask.WIDEST or not call.x.numel():
+        around = call.first.shape[-1] == 3
+        if len(call.first) > WIDEST or not call.x.numel() or around and call.apply_relu6:
             return super().locate(call)
         return predict_mask.locate(call)
 

@@ -1,4 +1,4 @@
-"""A whole sparse mask module in rows: nothing is padded, zeroed or concatenated between its layers.
+"""A whole sparse mask module in rows, in one call (src/module.h): nothing is padded, zeroed or concatenated inside.
 
 Every layer's dense channels lie in one buffer of all locations, its sparse channels in a compact one of the kept
 locations alone; channels are ordered dense first. A kept location reads both at every tap (a dropped neighbour's sparse
@@ -12,6 +12,7 @@ weights and the module's input an addend in its epilogue, and the unscaled outpu
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 from collections.abc import Callable
 
@@ -21,16 +22,15 @@ from torch import Tensor
 from sparsemask.backends.native import library
 from sparsemask.backends.native.conv import activation_code
 from sparsemask.backends.native.grid import grid
-from sparsemask.backends.native.library import Segment, Target
 from sparsemask.backends.native.rows import from_rows, to_rows
 from sparsemask.backends.native.workspace import Workspace
 from sparsemask.ops.block import BlockCall
-from sparsemask.ops.block_with_channel_attention import AttendedBlockCall, factors
+from sparsemask.ops.block_with_channel_attention import AttendedBlockCall, Attention
 from sparsemask.ops.conv import same_size
-from sparsemask.ops.geometry import Geometry
 from sparsemask.ops.weight_cache import Derived
 
 _derived = Derived()
+_P, _I = ctypes.c_void_p, ctypes.c_int64
 
 
 def block(call: BlockCall) -> Tensor:
@@ -40,8 +40,7 @@ def block(call: BlockCall) -> Tensor:
 
 def attended_block(call: AttendedBlockCall) -> Tensor:
     """A module with its channel attention, and its input added."""
-    attend = lambda mean: factors(mean, call.attention)
-    return by_sample(call.block, lambda sample: _block(sample, attend))
+    return by_sample(call.block, lambda sample: _block(sample, call.attention))
 
 
 def by_sample(call: BlockCall, run: Callable[[BlockCall], Tensor]) -> Tensor:
@@ -52,132 +51,132 @@ def by_sample(call: BlockCall, run: Callable[[BlockCall], Tensor]) -> Tensor:
     return torch.cat([run(dataclasses.replace(call, x=x, mask=mask)) for x, mask in samples])
 
 
-def _block(call: BlockCall, attention: Callable[[Tensor], Tensor] | None) -> Tensor:
-    """attention: from the mean (1, C) of the fusion's output to factors (1, C); with it the result is x + factors times
-    the fusion (batch 1)."""
-    x, mask, weights, dense, activation = call.x, call.mask, call.weights, call.dense, call.activation
+def _block(call: BlockCall, attention: Attention | None) -> Tensor:
+    """With attention the result is x + factors times the fusion (batch 1)."""
+    x, weights, dense = call.x, call.weights, call.dense
     collect_weight, collect_bias = call.collect_weight, call.collect_bias
     batch, spatial = x.shape[0], tuple(x.shape[2:])
     sources = [*weights, dense, collect_weight] + ([collect_bias] if collect_bias is not None else [])
     plan = _derived.get(sources, lambda: _Plan(weights, dense, collect_weight, collect_bias))
-    places = _Places(batch, spatial, same_size(weights[0]), mask)
-    rows = to_rows(x)
+    tables = grid(batch, spatial, same_size(weights[0]))
+    kept, dropped, compact = library.split(call.mask.contiguous())
+    at = [library.lookup(kept, tables.position), library.lookup(dropped, tables.position)]
+    way, rows, offsets = library.lookup(tables.interior, compact), to_rows(x), tables.classes[0].offsets
+    result = library.empty(len(rows), plan.columns)
+    args = _Module.from_buffer_copy(plan.args)
+    attending = plan.attend(args, attention)  # held until the call is done, as all that addresses are taken of
+    args.activation, args.slope = activation_code(call.activation)
+    args.count, args.n_kept, args.n_dropped = len(rows), len(kept), len(dropped)
+    args.n_taps, args.threads = len(offsets), torch.get_num_threads()
+    tensors = {
+        "x": rows, "kept": kept, "dropped": dropped, "at_kept": at[0], "at_dropped": at[1], "interior": tables.interior,
+        "compact": way, "out": result,
+    }  # fmt: skip
+    for name, tensor in tensors.items():
+        setattr(args, name, tensor.data_ptr())
+    args.offsets = offsets.ctypes.data
     with Workspace() as space:
-        layers = [_Layer(rows, None)]
-        for one in plan.layers:
-            layers.append(_run(layers[-1], one, places, activation_code(activation), space, attention is not None))
-        result = library.empty(len(rows), plan.columns)
-        collect, dropped, bias, add = plan.collect, plan.collect_dropped, plan.bias, None
-        if attention is not None:
-            collect, dropped, bias = plan.attended(attention, layers[1:], len(rows))
-            add = rows
-        middle = places.offsets[len(places.offsets) // 2]
-        everywhere = [Segment(one.everywhere, places.grid, middle, one.n_dense) for one in layers[1:] if one.n_dense]
-        here = [Segment(one.here, places.compact, middle, one.n_sparse) for one in layers[1:] if one.n_sparse]
-        for at, listed, read, packed in (
-            (places.at_kept, places.kept, everywhere + here, collect),
-            (places.at_dropped, places.dropped, everywhere, dropped),
-        ):
-            library.product(at, read, packed, plan.columns, Target(result, listed), bias=bias, add=add)
+        args.memory = space.take(1, plan.floats(len(rows), len(kept))).data_ptr()
+        library.lib().sm_module(ctypes.addressof(args))
+    del attending
     return from_rows(result, batch, spatial, x)
 
 
-class _Places:
-    """Kept and dropped rows of a mask, where they stand on the padded grid, and the way to the compact rows."""
-
-    def __init__(self, batch: int, spatial: tuple[int, ...], geometry: Geometry, mask: Tensor):
-        tables = grid(batch, spatial, geometry)
-        self.grid = tables.interior
-        self.offsets = [offset for _, offset in tables.classes[0].taps]
-        self.kept, self.dropped, compact = library.split(mask.contiguous())
-        self.compact = library.lookup(tables.interior, compact)
-        self.at_kept = library.lookup(self.kept, tables.position)
-        self.at_dropped = library.lookup(self.dropped, tables.position)
+class _Layer(ctypes.Structure):
+    _fields_ = [
+        ("dense", _I),
+        ("sparse", _I),
+        ("full", _P),
+        ("full_group", _I),
+        ("dropping", _P),
+        ("dropping_group", _I),
+    ]
 
 
-class _Layer:
-    """A layer's output: dense channels at all locations, sparse ones at the kept, and the sums of both or None."""
-
-    def __init__(self, everywhere: Tensor, here: Tensor | None, sums: Tensor | None = None):
-        self.everywhere, self.here, self.sums = everywhere, here, sums
-        self.n_dense = everywhere.shape[1]
-        self.n_sparse = here.shape[1] if here is not None else 0
-
-
-def _run(before: _Layer, weights: _Weights, places: _Places, act, space: Workspace, summed: bool) -> _Layer:
-    """The next layer; buffers come from the workspace."""
-    n_dense, n_sparse = weights.n_dense, weights.n_sparse
-    everywhere = space.take(len(places.kept) + len(places.dropped) if n_dense else 0, n_dense)
-    here = space.take(len(places.kept), n_sparse)
-    sums = torch.zeros(torch.get_num_threads(), n_dense + n_sparse, dtype=torch.float64) if summed else None
-    dense = [Segment(before.everywhere, places.grid, o, before.n_dense) for o in places.offsets if before.n_dense]
-    sparse = [Segment(before.here, places.compact, o, before.n_sparse) for o in places.offsets if before.n_sparse]
-    library.product(
-        places.at_kept,
-        _interleaved(dense, sparse),
-        weights.full,
-        n_dense + n_sparse,
-        Target(everywhere, places.kept),
-        Target(here),
-        activation=act,
-        sums=sums,
-    )
-    if n_dense:
-        more = torch.zeros(torch.get_num_threads(), n_dense, dtype=torch.float64) if summed else None
-        out = Target(everywhere, places.dropped)
-        library.product(places.at_dropped, dense, weights.dropping, n_dense, out, activation=act, sums=more)
-        if summed:
-            sums[:, :n_dense] += more
-    return _Layer(everywhere, here, sums)
-
-
-def _interleaved(dense: list[Segment], sparse: list[Segment]) -> list[Segment]:
-    """Tap by tap, dense channels first."""
-    if not dense or not sparse:
-        return dense or sparse
-    return [one for pair in zip(dense, sparse, strict=True) for one in pair]
-
-
-class _Weights:
-    """Packed weights of one layer: everything to everything, and dense to dense."""
-
-    def __init__(self, taps: Tensor, n_in: int, n_dense: int):
-        self.n_dense, self.n_sparse = n_dense, taps.shape[2] - n_dense
-        self.full = library.pack(taps.reshape(-1, taps.shape[2]))
-        self.dropping = library.pack(taps[:, :n_in, :n_dense].reshape(-1, n_dense)) if n_dense else None
+class _Module(ctypes.Structure):
+    _fields_ = [
+        ("channels", _I),
+        ("columns", _I),
+        ("n_layers", _I),
+        ("layers", _P),
+        ("activation", _I),
+        ("slope", ctypes.c_double),
+        ("everywhere", _I),
+        ("whole", _I),
+        ("fuse", _P),
+        ("collect", _P),
+        ("collect_dropped", _P),
+        ("bias", _P),
+        ("squeezed", _I),
+        ("squeeze", _P),
+        ("squeeze_bias", _P),
+        ("excite", _P),
+        ("excite_bias", _P),
+        ("count", _I),
+        ("x", _P),
+        ("n_kept", _I),
+        ("n_dropped", _I),
+        ("kept", _P),
+        ("dropped", _P),
+        ("at_kept", _P),
+        ("at_dropped", _P),
+        ("interior", _P),
+        ("compact", _P),
+        ("n_taps", _I),
+        ("offsets", _P),
+        ("memory", _P),
+        ("out", _P),
+        ("threads", _I),
+    ]
 
 
 class _Plan:
-    """The packed weights of a block, channels dense first."""
+    """The packed weights of a block, channels dense first, and what the kernel is told of them."""
 
     def __init__(self, weights: list[Tensor], dense: Tensor, collect_weight: Tensor, collect_bias: Tensor | None):
-        self.layers = []
-        order, n_in, wide = torch.arange(weights[0].shape[1]), weights[0].shape[1], dense.shape[1]
+        wide, listed = dense.shape[1], []
+        order, n_dense, n_sparse = torch.arange(weights[0].shape[1]), weights[0].shape[1], 0
         everywhere, here = [], []
+        self.held: list[Tensor] = []
         for number, (weight, mine) in enumerate(zip(weights, dense, strict=True)):
             outs = torch.cat([mine.nonzero().flatten(), (~mine).nonzero().flatten()])
-            n_dense = int(mine.sum())
+            n_outs = int(mine.sum())
             taps = weight.detach().to(torch.float32).flatten(2).permute(2, 1, 0)[:, order][:, :, outs]
-            self.layers.append(_Weights(taps, n_in, n_dense))
-            order, n_in = outs, n_dense
-            everywhere.append(number * wide + outs[:n_dense])
-            here.append(number * wide + outs[n_dense:])
-        fuse = collect_weight.detach().to(torch.float32).flatten(1).T  # (L·C, C)
-        self.columns, self._everywhere = fuse.shape[1], sum(map(len, everywhere))
-        self._order = torch.cat(everywhere + here)
-        self._fuse = fuse[self._order]
-        self.collect, self.collect_dropped = library.pack(self._fuse), library.pack(self._fuse[: self._everywhere])
-        self.bias = collect_bias.detach().to(torch.float32).clone() if collect_bias is not None else None
+            lengths = [n for n in (n_dense, n_sparse) if n]
+            full, dropping = library.group_of(wide, *lengths), library.group_of(n_outs, n_dense)
+            packed = library.pack(taps.flatten(0, 1), full)
+            packed_dropping = library.pack(taps[:, :n_dense, :n_outs].flatten(0, 1), dropping)
+            self.held += [packed, packed_dropping]
+            listed.append(
+                _Layer(n_outs, wide - n_outs, packed.data_ptr(), full, packed_dropping.data_ptr() or None, dropping)
+            )
+            order, n_dense, n_sparse = outs, n_outs, wide - n_outs
+            everywhere.append(number * wide + outs[:n_outs])
+            here.append(number * wide + outs[n_outs:])
+        self.layers = (_Layer * len(listed))(*listed)
+        fuse = collect_weight.detach().to(torch.float32).flatten(1).T[torch.cat(everywhere + here)].contiguous()
+        self.columns, n_everywhere = fuse.shape[1], sum(map(len, everywhere))
+        packed = {"fuse": fuse, "collect": library.pack(fuse), "collect_dropped": library.pack(fuse[:n_everywhere])}
+        if collect_bias is not None:
+            packed["bias"] = collect_bias.detach().to(torch.float32).clone()
+        self.held += packed.values()
+        self.args = _Module(
+            channels=weights[0].shape[1], columns=self.columns, n_layers=len(listed),
+            layers=ctypes.addressof(self.layers), everywhere=n_everywhere, whole=len(fuse),
+            **{name: tensor.data_ptr() for name, tensor in packed.items()},
+        )  # fmt: skip
 
-    def attended(self, attention, layers: list[_Layer], locations: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The fusion's packed weights and bias times the factors of its own mean."""
-        sums = [one.sums.sum(0) for one in layers]
-        means = torch.cat([s[: one.n_dense] for s, one in zip(sums, layers, strict=True)])
-        means = torch.cat([means, *(s[one.n_dense :] for s, one in zip(sums, layers, strict=True))]) / locations
-        mean = means @ self._fuse.double()
-        if self.bias is not None:
-            mean = mean + self.bias
-        factors = attention(mean.to(torch.float32)[None])[0]
-        scaled = self._fuse * factors
-        bias = self.bias * factors if self.bias is not None else None
-        return library.pack(scaled), library.pack(scaled[: self._everywhere]), bias
+    def attend(self, args: _Module, attention: Attention | None) -> list[Tensor]:
+        """Say of the attention, if there is any, what the kernel is told; returns what has to live during the call."""
+        if attention is None:
+            return []
+        held = [one.detach().to(torch.float32).flatten(int(one.ndim > 1)).contiguous() for one in attention]
+        args.squeezed = len(held[0])
+        for name, one in zip(("squeeze", "squeeze_bias", "excite", "excite_bias"), held, strict=True):
+            setattr(args, name, one.data_ptr())
+        return held
+
+    def floats(self, locations: int, kept: int) -> int:
+        """How much memory the layers' outputs take."""
+        whole = lambda n: -(-n // 16) * 16
+        return sum(whole(locations * one.dense) + whole(kept * one.sparse) for one in self.layers)

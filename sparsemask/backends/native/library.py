@@ -52,6 +52,7 @@ class _Product(ctypes.Structure):
         ("narrow", _I),
         ("clear", _I),
         ("places", _P),
+        ("group", _I),
     ]
 
 
@@ -105,6 +106,7 @@ _ENTRIES: dict[str, tuple[list, type | None]] = {
     "sm_range": ([_P, _I, _P, _I], None),
     "sm_to_int8": ([_P, _I, _I, _I, ctypes.c_double, _I, _P, _I, _I], None),
     "sm_pack": ([_P, _I, _I, _P], None),
+    "sm_pack_groups": ([_P, _I, _I, _I, _P], None),
     "sm_split": ([_P, _I, _P, _P, _P], _I),
     "sm_partition": ([_P, _I, _P, _I, _P, _P, _P, _P], None),
     "sm_lookup": ([_P, _I, _P, _P], None),
@@ -127,6 +129,7 @@ _ENTRIES: dict[str, tuple[list, type | None]] = {
     "sm_chain": ([_P, _I], None),
     "sm_scales": ([_P], None),
     "sm_point_network": ([_P], None),
+    "sm_module": ([_P], None),
 }
 _serving: tuple[ctypes.CDLL, build.Form] | None = None
 _lock = threading.Lock()
@@ -220,10 +223,25 @@ def width() -> int:
     return lib().sm_width(0)
 
 
-def pack(weights: Tensor) -> Tensor:
-    """Weights (depth, columns) float32 in the order the kernels read them."""
+def group_of(columns: int, *lengths: int) -> int:
+    """Steps of the depth that a product takes at a time, where segments have these lengths; 0: one by one.
+
+    Vectors hold 8 columns in pairs of steps, or 4 in fours of them, so that few columns fill them, and what is read of
+    a row serves several vectors.
+    """
+    groups = (4, 2) if columns <= 12 else (2,) if columns <= 24 else ()
+    return next((group for group in groups if all(n % group == 0 for n in lengths)), 0)
+
+
+def pack(weights: Tensor, group: int = 0) -> Tensor:
+    """Weights (depth, columns) float32 in the order the kernels read them; group: see :func:`group_of`."""
     weights = weights.to(torch.float32).contiguous()
     depth, columns = weights.shape
+    if group:
+        each = 16 // group
+        packed = torch.empty(depth * -(-columns // each) * each)
+        lib().sm_pack_groups(weights.data_ptr(), depth, columns, group, packed.data_ptr())
+        return packed
     rest = columns % 16
     packed = torch.empty(depth * (columns - rest + (0 if not rest else 8 if rest <= 8 else 16)))
     lib().sm_pack(weights.data_ptr(), depth, columns, packed.data_ptr())
@@ -336,7 +354,7 @@ class Call:
     The first `out.rows.shape[1]` columns go to `out`, what is left to `rest`. add: (R, columns), read at the rows that
     `out` is written at, or at those that add_map (R,) int32 says of them. sums: (threads, columns) float64, to which
     the outputs are added. narrow: `packed` is :func:`pack_narrow`'s; outputs go to the columns `places` (columns,)
-    int32, or the first ones, and of the columns before `clear` the others are zeroed then.
+    int32, or the first ones, and of the columns before `clear` the others are zeroed then. group: as `packed` has it.
     """
 
     def __init__(
@@ -356,6 +374,7 @@ class Call:
         narrow: bool = False,
         clear: int = 0,
         places: Tensor | None = None,
+        group: int = 0,
     ):
         # As the struct lies: base, map, stride, offset, length.
         if isinstance(segments, Taps):
@@ -381,6 +400,7 @@ class Call:
             narrow=int(narrow) * (1 if near else 2),
             clear=clear,
             places=places.data_ptr() if places is not None else None,
+            group=group,
         )
         if rest is not None:
             args.out1, args.stride1 = rest.rows.data_ptr(), rest.rows.stride(0)

@@ -12,13 +12,14 @@ from sparsemask.backends.native.chain import Chain
 from sparsemask.backends.native.decoder import Decoder
 from sparsemask.backends.native.rows import to_rows
 from sparsemask.ops.masked_network import MaskedNetworkWeights
+from sparsemask.ops.predict_mask import WIDEST
 
 
 def prepared(weights: MaskedNetworkWeights) -> Callable[[Tensor], Tensor] | None:
     """A function of x, see :mod:`sparsemask.ops.masked_network`; None where a part has no native form."""
     given = [branch for branch, _ in weights.blocks] + list(weights.branches)
     decoder = Decoder(weights.stages)
-    if not decoder.fits or any(one is not None and len(one[0]) > predict_mask.WIDEST for one in given):
+    if not decoder.fits or any(one is not None and len(one[0]) > WIDEST for one in given):
         return None
     chain = Chain(weights.blocks)
     branches = [

@@ -28,7 +28,7 @@ from sparsemask.ops.geometry import Geometry
 from sparsemask.ops.point_network import PointNetworkWeights
 from sparsemask.ops.predict_mask import margin
 
-VERSION = 1  # what operators.cpp calls PLAN
+VERSION = 2  # what operators.cpp calls PLAN
 
 
 @dataclass(frozen=True)
@@ -215,19 +215,10 @@ def block(
 ) -> Plan:  # fmt: skip
     """A module, see :class:`sparsemask.ops.block.BlockCall`; attention: of an attended one."""
     made, writer = modules._Plan(weights, dense, collect_weight, collect_bias), _Writer()
+    held = made.attend(made.args, tuple(attention) or None)
+    made.args.activation, made.args.slope = convolutions.activation_code(activation)
     writer.geometry(same_size(weights[0]))
-    writer.activation(activation)
-    writer.integers(len(made.layers))
-    for one in made.layers:
-        writer.integers(one.n_dense, one.n_sparse)
-        writer.tensor(one.full)
-        writer.tensor(one.dropping)
-    writer.integers(made.columns, made._everywhere, len(made._fuse))
-    for tensor in (made._fuse, made.collect, made.collect_dropped, made.bias):
-        writer.tensor(tensor)
-    writer.integers(len(attention[0]) if attention else 0)
-    for tensor in attention or [None] * 4:
-        writer.tensor(None if tensor is None else tensor.detach().to(torch.float32).flatten())
+    writer.structure(made.args, [*made.held, *held], [made.layers])
     return writer.plan("Block")
 
 

@@ -12,7 +12,6 @@ from sparsemask.backends.native.rows import to_rows
 from sparsemask.ops.predict_mask import PredictMaskCall, margin
 from sparsemask.ops.weight_cache import Derived
 
-WIDEST = 16  # channels of a branch, as many as src/locate.h has room for
 _derived = Derived()
 _P, _I = ctypes.c_void_p, ctypes.c_int64
 
@@ -35,6 +34,9 @@ class _Locate(ctypes.Structure):
         ("least", ctypes.c_double),
         ("out", _P),
         ("threads", _I),
+        ("around", _I),
+        ("first_group", _I),
+        ("second_group", _I),
     ]
 
 
@@ -74,12 +76,17 @@ class _Plan:
         width, transposed = len(first), last.shape[-1] == 3
         axis = 1 if transposed else 0
         difference = (last.select(axis, 1) - last.select(axis, 0)).detach().reshape(width, -1)  # (w, 9) or (w, 1)
-        taps = second.detach().permute(2, 3, 1, 0).reshape(-1, width)
+        taps = [one.detach().permute(2, 3, 1, 0).reshape(-1, width) for one in (first, second)]
+        around = first.shape[-1] == 3
+        groups = [library.group_of(width, first.shape[1]) if around else 0, library.group_of(width, width)]
         self.bias = float(last_bias[1] - last_bias[0])
         biases = [one.detach().to(torch.float32).clone() for one in (first_bias, second_bias)]
-        packed = [library.pack(one) for one in (first.detach().flatten(1).T, taps, difference)]
+        packed = [library.pack(one, group) for one, group in zip([*taps, difference], [*groups, 0], strict=True)]
         self.held = [*biases, *packed]
-        self.args = _Locate(stride=1 if transposed else 2, channels=first.shape[1], hidden=width)
+        self.args = _Locate(
+            stride=1 if transposed else 2, channels=first.shape[1], hidden=width, around=around, first_group=groups[0],
+            second_group=groups[1],
+        )  # fmt: skip
         names = ("first_bias", "second_bias", "first", "second", "last")
         for name, one in zip(names, self.held, strict=True):
             setattr(self.args, name, one.data_ptr())

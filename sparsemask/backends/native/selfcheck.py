@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sparsemask.backends.native import (
+    block,
     build,
     inverted_residual,
     library,
@@ -32,9 +33,13 @@ from sparsemask.datasets import cache
 from sparsemask.devices import processor
 from sparsemask.errors import UseError
 from sparsemask.files import read_json, sha256, write_json
+from sparsemask.ops import block as modules
 from sparsemask.ops import inverted_residual as residuals
 from sparsemask.ops import multiscale_sum as stages
 from sparsemask.ops import predict_mask as branches
+from sparsemask.ops.block import BlockCall
+from sparsemask.ops.block_with_channel_attention import AttendedBlockCall, factors
+from sparsemask.ops.dispatch import find
 from sparsemask.ops.inverted_residual import InvertedResidualCall
 from sparsemask.ops.multiscale_sum import MultiscaleSumCall
 from sparsemask.ops.predict_mask import PredictMaskCall
@@ -86,6 +91,11 @@ def problems() -> Iterator[tuple[str, float]]:
     # Panels are of 8 and 16 columns, taken one, two or four at a time: a count on either side of every change.
     for n, columns in enumerate(_COLUMNS):
         yield f"product of {columns} columns", product(columns, rows=(49, 7)[n % 2], variant=n)
+    for n, columns in enumerate((1, 4, 5, 8, 9, 12, 16, 17, 24)):
+        group = 4 if columns <= 12 else 2
+        lengths = ((8, 4), (4,), (64, 12))[n % 3]
+        what = f"product of {columns} columns, {group} steps at a time"
+        yield what, product(columns, rows=(49, 7)[n % 2], lengths=lengths, variant=5 * n, group=group)
     for columns in (1, 7, 8, 17, 31, 33, 64, 70):
         yield f"depth-wise product of {columns} columns", depthwise(columns, variant=columns)
     for columns in range(1, 10):
@@ -110,11 +120,19 @@ def problems() -> Iterator[tuple[str, float]]:
         yield f"decoder stage of {columns} channels", fused(columns)
     for stride, cut in ((1, 0), (1, 1), (2, 0)):
         yield f"mask branch of stride {stride}", mask_branch(9, stride=stride, size=(10, 13), variant=cut)
+    yield "mask branch of two 3x3 convolutions", mask_branch(8, hidden=9, size=(9, 53), around=True)
+    for channels, dense in ((12, (5, 0, 12)), (20, (8, 4, 20))):
+        yield f"module of {channels} channels", module(channels, dense)
     yield "lists of locations", lists(70)
 
 
-def product(columns: int, *, rows: int = 50, lengths: tuple[int, ...] = (5, 3), variant: int = 0) -> float:
-    """A product of gathered rows, with what `variant` says of activation, split, addend, bias, sums and targets."""
+def product(
+    columns: int, *, rows: int = 50, lengths: tuple[int, ...] = (5, 3), variant: int = 0, group: int = 0
+) -> float:
+    """A product of gathered rows, with what `variant` says of activation, split, addend, bias, sums and targets.
+
+    group: steps of the depth taken at a time, 2 or 4, of which the lengths are multiples; 0: one by one.
+    """
     g, draw = _generator(columns, rows, *lengths, variant)
     bit = lambda n: variant >> n & 1
     positions, height = torch.arange(rows, dtype=torch.int32) + 1, rows + 3
@@ -137,9 +155,9 @@ def product(columns: int, *, rows: int = 50, lengths: tuple[int, ...] = (5, 3), 
     add = draw(rows + 2, columns) if bit(1) or bit(6) else None
     sums = torch.zeros(torch.get_num_threads(), columns, dtype=torch.float64) if bit(2) else None
     library.product(
-        positions, segments, library.pack(weights), columns, Target(out[:, :split], to),
+        positions, segments, library.pack(weights, group), columns, Target(out[:, :split], to),
         Target(rest, to if bit(3) else None) if rest is not None else None,
-        bias=bias, activation=(activation, 0.1), add=add, sums=sums,
+        bias=bias, activation=(activation, 0.1), add=add, sums=sums, group=group,
     )  # fmt: skip
     wanted = torch.cat(read, 1).double().numpy() @ weights.double().numpy()
     row0 = torch.arange(rows) if to is None else to.long()
@@ -428,19 +446,43 @@ def fused(
 
 
 def mask_branch(
-    channels: int, *, stride: int = 1, hidden: int = 6, size: tuple[int, int] = (7, 9), batch: int = 2, variant: int = 0
-) -> float:
-    """A mask branch: 0 where it keeps the same locations, but for those too near the threshold to tell."""
+    channels: int, *, stride: int = 1, hidden: int = 6, size: tuple[int, int] = (7, 9), batch: int = 2,
+    variant: int = 0, around: bool = False,
+) -> float:  # fmt: skip
+    """A mask branch: 0 where it keeps the same locations, but for those too near the threshold to tell.
+
+    around: its first convolution is 3x3, before the pooling.
+    """
     _, draw = _generator(channels, stride, hidden, *size, batch, variant)
     x = draw(batch, channels, *size).contiguous(memory_format=torch.channels_last)
     last = draw(hidden, 2, 3, 3) if stride == 1 else draw(2, hidden, 1, 1)
-    given = (draw(hidden, channels, 1, 1), draw(hidden), draw(hidden, hidden, 3, 3), draw(hidden), last, draw(2))
+    first = draw(hidden, channels, *(3, 3) if around else (1, 1))
+    given = (first, draw(hidden), draw(hidden, hidden, 3, 3), draw(hidden), last, draw(2))
     threshold, cut = 0.4, bool(variant % 2)
     result = predict_mask.locate(PredictMaskCall(x, *given, threshold, cut))
     wide = [one.double() for one in (x, *given)]
     near = 1e-4  # in the share; both sides of it must agree for a location to count
     low, high = (branches.reference(PredictMaskCall(*wide, threshold + d, cut)) for d in (-near, near))
     return float(((result != low) & (low == high)).any())
+
+
+def module(channels: int, dense: tuple[int, ...], *, size: tuple[int, int] = (9, 11), kept: float = 0.5) -> float:
+    """A module's layers and their fusion, by itself and with channel attention. dense: channels of each layer."""
+    g, draw = _generator(channels, *dense, *size)
+    x, mask = draw(1, channels, *size), torch.rand(1, 1, *size, generator=g) < kept
+    weights = [draw(channels, channels, 3, 3) / (3 * channels**0.5) for _ in dense]
+    masks = torch.stack([torch.randperm(channels, generator=g) < n for n in dense])
+    fusion = [draw(channels, len(dense) * channels, 1, 1) / (len(dense) * channels) ** 0.5, draw(channels)]
+    attention = (draw(3, channels, 1, 1), draw(3), draw(channels, 3, 1, 1), draw(channels))
+    call = BlockCall(x, mask, weights, masks, *fusion, "leaky_relu:0.1")
+    wide = BlockCall(
+        x.double(), mask, [w.double() for w in weights], masks, *(t.double() for t in fusion), "leaky_relu:0.1"
+    )
+    y = modules.compose(find("reference"), wide)
+    error = _error(block.block(call), y.numpy())
+    a = factors(y.mean((2, 3)), tuple(t.double() for t in attention))[..., None, None]
+    result = block.attended_block(AttendedBlockCall(call, attention))
+    return max(error, _error(result, (wide.x + a * y).numpy()))
 
 
 def lists(n: int) -> float:

@@ -17,7 +17,7 @@
 
 namespace {
 
-constexpr int64_t PLAN = 1;  // version of the plans, as onnx_plan.py writes them
+constexpr int64_t PLAN = 2;  // version of the plans, as onnx_plan.py writes them
 
 std::atomic<int64_t> asked_threads{0};
 
@@ -75,12 +75,12 @@ public:
         return memory(made);
     }
 
-    // The plan as a structure.
+    // What follows in the plan, as a structure.
     template <typename Struct>
     Struct told() const {
-        if (words.size() * 8 < sizeof(Struct)) throw std::runtime_error("a plan that is cut short");
+        if ((words.size() - next) * 8 < sizeof(Struct)) throw std::runtime_error("a plan that is cut short");
         Struct made;
-        std::memcpy(&made, words.data(), sizeof(Struct));
+        std::memcpy(&made, words.data() + next, sizeof(Struct));
         return made;
     }
 
@@ -513,184 +513,39 @@ void joined_conv(Call& call) {
     if (p.rows) sm_product(&p);
 }
 
-// A module: its layers and their fusion, with channel attention or without; block.py says how. Data: rows, the mask.
-struct Layer {
-    int64_t n_dense, n_sparse;
-    const float *full, *dropping;
-    float *everywhere = nullptr, *here = nullptr;
-    std::vector<double> sums{};
-};
-
-struct Module {
-    Geometry geometry;
-    int64_t activation;
-    double slope;
-    std::vector<Layer> layers;
-    int64_t columns, everywhere, whole;  // outputs; dense channels of all layers; all channels
-    const float *fuse, *collect, *collect_dropped, *bias;
-    int64_t squeezed;  // channels of the attention, 0: none
-    const float *squeeze, *squeeze_bias, *excite, *excite_bias;
-
-    explicit Module(Call& call) : geometry(Geometry::of(call)), activation(call.word()), slope(call.number()) {
-        const int64_t count = call.word();
-        for (int64_t i = 0; i < count; i++) {
-            Layer one{};
-            one.n_dense = call.word(), one.n_sparse = call.word();
-            one.full = call.address<float>(), one.dropping = call.address<float>();
-            layers.push_back(one);
-        }
-        columns = call.word(), everywhere = call.word(), whole = call.word();
-        fuse = call.address<float>(), collect = call.address<float>(), collect_dropped = call.address<float>();
-        bias = call.address<float>();
-        squeezed = call.word();
-        squeeze = call.address<float>(), squeeze_bias = call.address<float>();
-        excite = call.address<float>(), excite_bias = call.address<float>();
-    }
-
-    // Factors of the fusion's outputs, from the means of all channels in the fusion's order.
-    std::vector<float> factors(const std::vector<double>& means) const {
-        std::vector<double> mean(columns);
-        for (int64_t j = 0; j < columns; j++) mean[j] = bias ? bias[j] : 0;
-        for (int64_t k = 0; k < whole; k++)
-            for (int64_t j = 0; j < columns; j++) mean[j] += means[k] * fuse[k * columns + j];
-        std::vector<float> middle(squeezed), found(columns);
-        for (int64_t r = 0; r < squeezed; r++) {
-            float sum = squeeze_bias[r];
-            for (int64_t j = 0; j < columns; j++) sum += squeeze[r * columns + j] * static_cast<float>(mean[j]);
-            middle[r] = std::max(sum, 0.0f);
-        }
-        for (int64_t j = 0; j < columns; j++) {
-            float sum = excite_bias[j];
-            for (int64_t r = 0; r < squeezed; r++) sum += excite[j * squeezed + r] * middle[r];
-            found[j] = 1 / (1 + std::exp(-sum));
-        }
-        return found;
-    }
-};
-
-sm::Product product(const std::vector<int32_t>& pos, int64_t n, const std::vector<sm::Segment>& segments,
-                    const float* packed, int64_t columns, int64_t threads) {
-    sm::Product p = {};
-    p.rows = n, p.pos = pos.data();
-    p.n_segments = static_cast<int64_t>(segments.size()), p.segments = segments.data();
-    for (const auto& one : segments) p.depth += one.length;
-    p.columns = p.split = columns;
-    p.packed = packed;
-    p.threads = threads;
-    return p;
-}
-
-void sample_of_module(Module& module, const Tables& tables, const float* x, int64_t channels, int64_t count,
-                      const uint8_t* mask, float* out, Arena& arena) {
-    const int64_t threads = threads_now();
-    const bool attended = module.squeezed > 0;
-    const auto& taps = tables.offsets[0];
-    const Split split(mask, count, true);
-    const std::vector<int32_t> compact =
-        lookup(tables.interior.data(), static_cast<int64_t>(tables.interior.size()), split.compact);
-    const std::vector<int32_t> at_kept = lookup(split.kept.data(), split.n_kept, tables.position);
-    const std::vector<int32_t> at_dropped = lookup(split.dropped.data(), split.n_dropped, tables.position);
-    const auto sharing = [&](sm::Product& p, std::vector<double>& room, std::vector<double>& sums) {
-        if (!attended) return sm_product(&p);
-        room.assign(threads * p.columns, 0);
-        p.sums = room.data();
-        sm_product(&p);
-        for (int64_t t = 0; t < threads; t++)
-            for (int64_t j = 0; j < p.columns; j++) sums[j] += room[t * p.columns + j];
-    };
-    std::vector<double> room;
-    const float *before = x, *sparse = nullptr;
-    int64_t n_before = channels, n_sparse = 0;
-    for (Layer& one : module.layers) {
-        one.everywhere = arena.take<float>(count * one.n_dense);
-        one.here = arena.take<float>(split.n_kept * one.n_sparse);
-        one.sums.assign(one.n_dense + one.n_sparse, 0);
-        std::vector<sm::Segment> dense, both;
-        for (int64_t offset : taps) {
-            if (n_before) {
-                dense.push_back({before, tables.interior.data(), n_before, offset, n_before});
-                both.push_back(dense.back());
-            }
-            if (n_sparse) both.push_back({sparse, compact.data(), n_sparse, offset, n_sparse});
-        }
-        sm::Product p = product(at_kept, split.n_kept, both, one.full, one.n_dense + one.n_sparse, threads);
-        p.activation = module.activation, p.slope = module.slope;
-        p.split = one.n_dense;
-        p.out0 = one.everywhere, p.at0 = split.kept.data(), p.stride0 = one.n_dense;
-        p.out1 = one.here, p.stride1 = one.n_sparse;
-        if (p.rows) sharing(p, room, one.sums);
-        if (one.n_dense && split.n_dropped) {
-            sm::Product q = product(at_dropped, split.n_dropped, dense, one.dropping, one.n_dense, threads);
-            q.activation = module.activation, q.slope = module.slope;
-            q.out0 = one.everywhere, q.at0 = split.dropped.data(), q.stride0 = one.n_dense;
-            sharing(q, room, one.sums);
-        }
-        before = one.everywhere, sparse = one.here;
-        n_before = one.n_dense, n_sparse = one.n_sparse;
-    }
-    const float *collect = module.collect, *dropped = module.collect_dropped, *bias = module.bias;
-    std::vector<float> packed, packed_dropped, scaled_bias;
-    if (attended) {
-        std::vector<double> means;
-        for (const Layer& one : module.layers)
-            for (int64_t j = 0; j < one.n_dense; j++) means.push_back(one.sums[j] / static_cast<double>(count));
-        for (const Layer& one : module.layers)
-            for (int64_t j = 0; j < one.n_sparse; j++)
-                means.push_back(one.sums[one.n_dense + j] / static_cast<double>(count));
-        const std::vector<float> factors = module.factors(means);
-        const int64_t columns = module.columns, wide = (columns + 15) / 16 * 16;
-        std::vector<float> scaled(module.whole * columns);
-        for (int64_t k = 0; k < module.whole; k++)
-            for (int64_t j = 0; j < columns; j++) scaled[k * columns + j] = module.fuse[k * columns + j] * factors[j];
-        packed.resize(module.whole * wide), packed_dropped.resize(module.everywhere * wide);
-        sm_pack(scaled.data(), module.whole, columns, packed.data());
-        sm_pack(scaled.data(), module.everywhere, columns, packed_dropped.data());
-        collect = packed.data(), dropped = packed_dropped.data();
-        if (module.bias) {
-            scaled_bias.assign(module.bias, module.bias + columns);
-            for (int64_t j = 0; j < columns; j++) scaled_bias[j] *= factors[j];
-            bias = scaled_bias.data();
-        }
-    }
-    std::vector<sm::Segment> dense, both;
-    const int64_t middle = taps[taps.size() / 2];
-    for (const Layer& one : module.layers)
-        if (one.n_dense) dense.push_back({one.everywhere, tables.interior.data(), one.n_dense, middle, one.n_dense});
-    both = dense;
-    for (const Layer& one : module.layers)
-        if (one.n_sparse) both.push_back({one.here, compact.data(), one.n_sparse, middle, one.n_sparse});
-    const auto fuse = [&](const std::vector<int32_t>& at, const std::vector<int32_t>& listed, int64_t n,
-                          const std::vector<sm::Segment>& read, const float* weights) {
-        sm::Product p = product(at, n, read, weights, module.columns, threads);
-        p.bias = bias;
-        p.out0 = out, p.at0 = listed.data(), p.stride0 = module.columns;
-        if (attended) p.add = x, p.add_stride = module.columns;
-        if (n) sm_product(&p);
-    };
-    fuse(at_kept, split.kept, split.n_kept, both, collect);
-    fuse(at_dropped, split.dropped, split.n_dropped, dense, dropped);
-}
-
+// A module. Data: rows, the mask.
 void block(Call& call) {
     static thread_local Arena arena;
-    Module module(call);
+    const Geometry geometry = Geometry::of(call);
+    sm::Module m = call.told<sm::Module>();
     auto size = call.sizes(0);
-    fits(size.size() == module.geometry.kernel.size() + 2, "a feature of other dimensions than its module");
-    int64_t count = 1;
-    for (size_t d = 1; d + 1 < size.size(); d++) count *= size[d];
-    fits(call.total(1) == size[0] * count, "a mask does not fit a module");
+    fits(size.size() == geometry.kernel.size() + 2 && size.back() == m.channels, "a feature does not fit its module");
+    m.count = 1;
+    for (size_t d = 1; d + 1 < size.size(); d++) m.count *= size[d];
+    fits(call.total(1) == size[0] * m.count, "a mask does not fit a module");
     const float* x = call.floats(0);
     const uint8_t* mask = call.flags(1);
-    const int64_t channels = size.back();
     auto shape = size;
-    shape.back() = module.columns;
-    float* out = static_cast<float*>(call.output(shape));
-    if (!size[0] || !count) return;
-    const auto tables = tables_of(module.geometry, 1, size.data() + 1);
-    for (int64_t b = 0; b < size[0]; b++) {
+    shape.back() = m.columns;
+    m.out = static_cast<float*>(call.output(shape));
+    if (!size[0] || !m.count) return;
+    const auto tables = tables_of(geometry, 1, size.data() + 1);
+    const auto& taps = tables->offsets[0];
+    m.n_taps = static_cast<int64_t>(taps.size()), m.offsets = taps.data();
+    m.interior = tables->interior.data();
+    m.threads = threads_now();
+    for (int64_t b = 0; b < size[0]; b++, m.out += m.count * m.columns) {
         arena.reset();
-        sample_of_module(module, *tables, x + b * count * channels, channels, count, mask + b * count,
-                         out + b * count * module.columns, arena);
+        const Split split(mask + b * m.count, m.count, true);
+        const auto compact = lookup(m.interior, static_cast<int64_t>(tables->interior.size()), split.compact);
+        const auto at_kept = lookup(split.kept.data(), split.n_kept, tables->position);
+        const auto at_dropped = lookup(split.dropped.data(), split.n_dropped, tables->position);
+        m.x = x + b * m.count * m.channels;
+        m.n_kept = split.n_kept, m.n_dropped = split.n_dropped;
+        m.kept = split.kept.data(), m.dropped = split.dropped.data();
+        m.at_kept = at_kept.data(), m.at_dropped = at_dropped.data(), m.compact = compact.data();
+        m.memory = arena.take<float>(m.count * m.everywhere + m.n_kept * (m.whole - m.everywhere) + 32 * m.n_layers);
+        sm_module(&m);
     }
 }
 

@@ -254,6 +254,15 @@ void sm_pack(const float* weights, int64_t depth, int64_t columns, float* packed
     }
 }
 
+// The same for products that take `group` steps of the depth at a time: at every such step vectors of 16 / group columns, of
+// each the weights of the steps; columns that fill up the last vector are zeros. depth: a multiple of group.
+void sm_pack_groups(const float* weights, int64_t depth, int64_t columns, int64_t group, float* packed) {
+    const int64_t each = 16 / group, wide = (columns + each - 1) / each * each;
+    for (int64_t k = 0; k < depth; k += group)
+        for (int64_t j = 0; j < wide; j++)
+            for (int64_t i = k; i < k + group; i++) *packed++ = j < columns ? weights[i * columns + j] : 0.0f;
+}
+
 // kept, dropped: indices of true and false entries; compact, or null: index among the kept, or -1. Returns how many are
 // kept. Eight entries at a time where they are alike: masks come in blobs.
 int64_t sm_split(const uint8_t* mask, int64_t n, int32_t* kept, int32_t* dropped, int32_t* compact) {
@@ -524,3 +533,4 @@ int64_t sm_version() { return 4; }
 }  // extern "C"
 
 #include "point_network.h"
+#include "module.h"

@@ -41,7 +41,7 @@ extern "C" void sm_locate(const sm::Locate* given) {
     std::memset(hidden, 0, border * sizeof(float));
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-        std::vector<float> scratch(half * std::max(p.channels, WIDE));
+        std::vector<float> scratch(half * std::max(p.around ? 0 : p.channels, 4 * WIDE));
         for (int64_t b = 0; b < p.batch; b++) {
 #pragma omp for schedule(static)
             for (int64_t y = 0; y < lines; y++) chosen.locate_first(p, b, y, scratch.data(), hidden);

@@ -52,6 +52,9 @@ struct Product {
     int64_t narrow;
     int64_t clear;
     const int32_t* places;  // where in the row they go, in rising order, or null: the first columns
+    // Not 0: 2 or 4 steps of the depth are taken at a time, for at most 48 / group columns (see sm_pack_groups and rows.h);
+    // all segments' lengths are multiples of it.
+    int64_t group;
 };
 
 // A segment of rows of numbers of two bytes (bfloat16) or one (int8: in rows 0 to 255, in weights -127 to 127). Rows begin at
@@ -249,6 +252,9 @@ struct Locate {
     double least;       // kept is what exceeds it
     uint8_t* out;       // (batch, height / stride, width / stride)
     int64_t threads;
+    int64_t around;        // the first convolution is 3x3, packed (9 channels, hidden), with relu, and comes before the pooling
+    int64_t first_group;   // of a Product
+    int64_t second_group;
 };
 
 // Blocks in turn: where a block computes, if it has a mask, and what.
@@ -256,6 +262,54 @@ struct Link {
     int64_t masked;
     Locate locate;
     Inverted block;
+};
+
+// A layer of a module: channels at all locations, and at kept ones alone; packed weights of the products of kept and of dropped
+// locations, and their groups (of a Product).
+struct ModuleLayer {
+    int64_t dense;
+    int64_t sparse;
+    const float* full;  // of all channels of the layer before, tap by tap, dense ones first
+    int64_t full_group;
+    const float* dropping;  // from dense channels to dense ones, or null
+    int64_t dropping_group;
+};
+
+// A module, see module.h. Its fusion reads all layers' dense channels in turn, then all sparse ones.
+struct Module {
+    int64_t channels;  // of x
+    int64_t columns;   // of the fusion
+    int64_t n_layers;
+    const ModuleLayer* layers;
+    int64_t activation;  // of the layers, as a Product has it
+    double slope;
+    int64_t everywhere;  // dense channels of all layers
+    int64_t whole;       // all channels of all layers
+    const float* fuse;   // (whole, columns)
+    const float* collect;          // packed
+    const float* collect_dropped;  // packed: the first `everywhere`
+    const float* bias;             // or null
+    int64_t squeezed;  // channels of the attention; 0: none, the fusion is what comes out
+    const float* squeeze;  // (squeezed, columns)
+    const float* squeeze_bias;
+    const float* excite;  // (columns, squeezed)
+    const float* excite_bias;
+    // Of a call:
+    int64_t count;   // locations
+    const float* x;  // (count, channels); added where there is attention
+    int64_t n_kept;
+    int64_t n_dropped;
+    const int32_t* kept;
+    const int32_t* dropped;
+    const int32_t* at_kept;  // where they stand on the padded grid
+    const int32_t* at_dropped;
+    const int32_t* interior;  // (places of the grid): location, or -1
+    const int32_t* compact;   // likewise: number among the kept, or -1
+    int64_t n_taps;
+    const int64_t* offsets;
+    float* memory;  // of each layer count * dense, then n_kept * sparse, each in whole sixteens
+    float* out;     // (count, columns)
+    int64_t threads;
 };
 
 // A point convolution with its 1x1 part: of `ins` channels, all computed at all points.

@@ -2,6 +2,10 @@
 //
 // A block of MR output rows times NV vectors of columns lives in registers; input rows are read through pointers, so
 // that nothing is gathered into memory first. Included with SM_NAMESPACE and SM_WIDTH (floats of a vector) defined.
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
+
 #include <algorithm>
 #include <cstring>
 #include <limits>
@@ -18,10 +22,16 @@ using sm::Segment;
 template <int W>
 struct Vector {
     typedef float type __attribute__((vector_size(W * 4), aligned(4), may_alias));
+    typedef int32_t order __attribute__((vector_size(W * 4)));
+};
+
+template <int W>
+struct Pairs {
+    typedef uint64_t type __attribute__((vector_size(W * 4)));
 };
 
 constexpr int CHUNK = 48;  // rows whose pointers are kept while all panels pass by; a multiple of every block's rows
-constexpr int64_t NEAREST = 3072;  // floats of weights that stay in the nearest cache beside the rows
+constexpr int64_t NEAREST = 4096;  // floats of weights that stay in the nearest cache beside the rows
 constexpr int MAX_ZEROS = 4096;
 
 alignas(64) static const float few_zeros[MAX_ZEROS] = {};
@@ -40,19 +50,45 @@ static inline int64_t longest(const Product& p) {
     return length;
 }
 
-// What a product multiplies, and how: a row's NUMBERS at every step along the depth, with WIDTH columns of weights. Here
-// one number in float32. Sum, Sums: a sum, and as many as a vector has columns.
+// Four numbers, in every four of a vector.
 template <int W>
+struct Spread {
+    static typename Vector<W>::type four(const float* x) {
+        typename Vector<W>::type all;
+#if SM_WIDTH == 16 && defined(__AVX512F__)
+        if constexpr (W == 16) return _mm512_broadcast_f32x4(_mm_loadu_ps(x));
+#elif SM_WIDTH == 8 && defined(__AVX__)
+        if constexpr (W == 8) return _mm256_broadcast_ps(reinterpret_cast<const __m128*>(x));
+#endif
+        for (int i = 0; i < W; i += 4) std::memcpy(reinterpret_cast<float*>(&all) + i, x, 16);
+        return all;
+    }
+};
+
+// What a product multiplies, and how: a row's NUMBERS at every step along the depth, with WIDTH sums. Here G numbers in
+// float32, which lie side by side in a vector for each of its W / G columns, whose sums are added up at the end. Sum, Sums: a
+// sum, and as many as a vector has.
+template <int W, int G = 1>
 struct Floats {
-    static constexpr int WIDTH = W, NUMBERS = 1;
+    static constexpr int WIDTH = W, NUMBERS = G;
     using Number = float;
     using Factor = typename Vector<W>::type;
     using Sum = float;
     using Sums = Factor;
-    static Factor everywhere(const float* x) { return *x - Factor{}; }
+    static Factor everywhere(const float* x) {
+        if constexpr (G == 1) {
+            return *x - Factor{};
+        } else if constexpr (G == 2) {
+            uint64_t pair;
+            std::memcpy(&pair, x, sizeof(pair));
+            return reinterpret_cast<Factor>(pair - typename Pairs<W>::type{});
+        } else {
+            return Spread<W>::four(x);
+        }
+    }
     static Sums add(Sums sum, Factor a, Factor b) { return sum + a * b; }
-    static int64_t steps(const Segment& one) { return one.length; }
-    static int64_t packed_steps(const Segment& one) { return one.length; }  // those that have weights
+    static int64_t steps(const Segment& one) { return one.length / G; }
+    static int64_t packed_steps(const Segment& one) { return one.length / G; }  // those that have weights
 };
 
 // Vector registers, and steps along the depth for which the weights of NV vectors are held beside MR * NV sums: an input
@@ -193,10 +229,13 @@ static void finish_part(const Product& p, int64_t start, int64_t count, int64_t 
     }
 }
 
-// Whether a segment reads almost the same rows as the one before: a tap one or two places further.
+// Whether a segment reads almost the same rows as the one before, or the one before that, where taps of two buffers are
+// taken in turn: a tap one or two places further.
 template <class P>
 static inline bool follows(const P& p, int64_t s) {
-    return s && p.segments[s].base == p.segments[s - 1].base && p.segments[s].offset - p.segments[s - 1].offset <= 2;
+    for (int64_t t = s - 1; t >= 0 && t >= s - 2; t--)
+        if (p.segments[s].base == p.segments[t].base) return p.segments[s].offset - p.segments[t].offset <= 2;
+    return false;
 }
 
 // tiles (count, NV * W) = all rows of a chunk times NV vectors of columns. Segments are taken in groups whose weights fit
@@ -206,7 +245,8 @@ template <class A, int MR, int NV, class P>
 static void multiply_chunk(const typename A::Number* const* rows, const P& p, int64_t count, bool ahead,
                            const typename A::Number* panel, int64_t panel_stride, int64_t width,
                            typename A::Sum* tiles) {
-    constexpr int64_t GROUP = NEAREST / (NV * A::WIDTH);  // depth of a group
+    constexpr int64_t GROUP = NEAREST / (NV * A::WIDTH);  // steps of a group
+    constexpr int64_t LINE = 64 / (A::NUMBERS * sizeof(typename A::Number));  // steps of a line of the cache
     int64_t from = 0;
     do {
         int64_t to = from, depth = 0;
@@ -216,11 +256,12 @@ static void multiply_chunk(const typename A::Number* const* rows, const P& p, in
         } while (to < p.n_segments && depth + A::packed_steps(p.segments[to]) <= GROUP);
         to = std::min(to, p.n_segments);
         for (int64_t i = 0; i < count; i += MR) {
-            if (ahead && i + MR < count)
-                for (int64_t s = from; s < to; s++)
-                    for (int64_t j = i + (follows(p, s) ? 2 * MR - 1 : MR); j < i + 2 * MR; j++)
-                        for (int64_t k = 0; k < A::steps(p.segments[s]); k += 16)
-                            __builtin_prefetch(rows[s * CHUNK + j] + k * A::NUMBERS);
+            const bool more = i + MR < count;  // else the next group's first rows are asked for
+            for (int64_t s = more ? from : to; ahead && s < (more ? to : std::min(to + 1, p.n_segments)); s++)
+                for (int64_t j = (more ? i + MR : 0) + (follows(p, s) ? MR - 1 : 0), end = more ? i + 2 * MR : MR; j < end;
+                     j++)
+                    for (int64_t k = 0; k < A::steps(p.segments[s]); k += LINE)
+                        __builtin_prefetch(rows[s * CHUNK + j] + k * A::NUMBERS);
             block<A, MR, NV>(rows + i, p, from, to, panel, panel_stride, width, tiles + i * NV * A::WIDTH);
         }
         panel += depth * width;
@@ -239,6 +280,48 @@ static void columns(const float* const* rows, const Product& p, int64_t start, i
         finish_all<W, NV>(p, start, count, first, tiles, NV * W, sums);
     else
         finish_part(p, start, count, first, wide, tiles, NV * W, sums);
+}
+
+// The sums of neighbours of two vectors.
+template <int W>
+static inline typename Vector<W>::type pair_sums(typename Vector<W>::type a, typename Vector<W>::type b) {
+#ifdef __clang__
+    typename Vector<W>::type even, odd;
+    for (int i = 0; i < W / 2; i++)
+        even[i] = a[2 * i], odd[i] = a[2 * i + 1], even[W / 2 + i] = b[2 * i], odd[W / 2 + i] = b[2 * i + 1];
+    return even + odd;
+#else
+    typename Vector<W>::order even;
+    for (int i = 0; i < W; i++) even[i] = 2 * i;
+    return __builtin_shuffle(a, b, even) + __builtin_shuffle(a, b, even + 1);
+#endif
+}
+
+// All columns of a chunk's rows, G steps of the depth at a time: VECTORS times 16 / G columns, as many as the product has or
+// a few more. Packed weights: at every step the vectors, of G weights of each column.
+template <int W, int G, int VECTORS>
+static void grouped(const float* const* rows, const Product& p, int64_t start, int64_t count, double* sums) {
+    constexpr int ALL = VECTORS * 16, NV = ALL / W, MOST = W == 16 ? 24 : 12;
+    constexpr int MR = std::min(12, MOST / NV >= 8 ? MOST / NV / 4 * 4 : MOST / NV);
+    static_assert(MR >= 1 && CHUNK % MR == 0, "blocks that fill a chunk");
+    using V = typename Vector<W>::type;
+    alignas(64) float tiles[CHUNK * ALL];
+    multiply_chunk<Floats<W, G>, MR, NV>(rows, p, count, true, p.packed, PANEL, ALL, tiles);
+    // The sums of every G neighbours, in place: an output is written where what it is made of has been read.
+    for (int n = G; n > 1; n /= 2) {
+        float* to = tiles;
+        const float* from = tiles;
+        for (int64_t left = count * ALL * n / G; left > 0; left -= 2 * W, from += 2 * W, to += W)
+            *reinterpret_cast<V*>(to) =
+                pair_sums<W>(*reinterpret_cast<const V*>(from), *reinterpret_cast<const V*>(from + W));
+    }
+    finish_part(p, start, count, 0, p.columns, tiles, ALL / G, sums);
+}
+
+template <int W, int G>
+static void grouped(const float* const* rows, const Product& p, int64_t start, int64_t count, double* sums) {
+    const int64_t vectors = (p.columns * G + 15) / 16;
+    (vectors == 1 ? grouped<W, G, 1> : vectors == 2 ? grouped<W, G, 2> : grouped<W, G, 3>)(rows, p, start, count, sums);
 }
 
 // Pointers to the rows that the `count` outputs at `pos`, which rise, read by one segment, if nothing is left out of the
@@ -281,9 +364,21 @@ static void pointers(const P& p, int64_t start, int64_t count, const T* zeros, c
     }
 }
 
+// What is added to the outputs of a chunk, and where they go, is asked for: scattered rows are in no near cache.
+static inline void ask_for_outputs(const Product& p, int64_t start, int64_t count) {
+    for (int64_t r = start; r < start + count; r++) {
+        const int64_t row = p.at0[r];
+        const float* add = p.add + (p.add_map ? p.add_map[row] : row) * p.add_stride;
+        for (int64_t j = 0; p.add && j < p.columns; j += 16) __builtin_prefetch(add + j);
+        for (int64_t j = 0; j < p.split; j += 16) __builtin_prefetch(p.out0 + row * p.stride0 + j, 1);
+    }
+}
+
 // Rows [start, start + count), count <= CHUNK. rows: room for (segments, CHUNK) pointers.
 void chunk(const Product& p, int64_t start, int64_t count, const float** rows, double* sums) {
     pointers(p, start, count, zero_row(longest(p)), rows);
+    if (p.at0) ask_for_outputs(p, start, count);
+    if (p.group) return (p.group == 2 ? grouped<SM_WIDTH, 2> : grouped<SM_WIDTH, 4>)(rows, p, start, count, sums);
     int64_t first = 0;
     const int64_t stride = p.depth * PANEL;
     const float* panel = p.packed;
