@@ -64,12 +64,13 @@ def inside(x, weight, mask, geometry):
     way, at = library.lookup(tables.interior, compact), library.lookup(kept, tables.position)
     rows = to_rows(x)[kept.long()].contiguous()
     channels, out = x.shape[1], torch.empty(len(kept), weight.shape[0])
-    packed = library.pack(weight.flatten(2).permute(2, 1, 0).reshape(-1, weight.shape[0]))
+    group = library.group_of(weight.shape[0], channels)
+    packed = library.pack(weight.flatten(2).permute(2, 1, 0).reshape(-1, weight.shape[0]), group)
     taps = library.Taps(rows, way, tables.classes[0].offsets, channels)
     target = library.Target(out)
 
     def run() -> torch.Tensor:
-        library.product(at, taps, packed, weight.shape[0], target, activation=(1, 0.0))
+        library.product(at, taps, packed, weight.shape[0], target, activation=(1, 0.0), group=group)
         return out
 
     return run

@@ -172,7 +172,7 @@ def conv(
     # Of a size at which every class of outputs is there.
     size = tuple(2 * (k * d + s) for k, d, s in zip(geometry.kernel, geometry.dilation, geometry.stride, strict=True))
     tables = grid(1, size, geometry)
-    parts = convolutions._Parts(weight, bias, in_dense, out_dense, geometry, tables, depthwise)
+    parts = convolutions._Parts(weight, bias, in_dense, out_dense, geometry, tables, depthwise, stepwise=True)
     writer = _Writer()
     writer.geometry(geometry)
     writer.activation(activation)
