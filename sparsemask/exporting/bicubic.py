@@ -25,7 +25,7 @@ def enlarge(x: Tensor, scale: int) -> Tensor:
         (N, C, scale·H, scale·W).
     """
     if not torch.compiler.is_exporting():
-        if x.device.type == "cpu":
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():
             padded = F.pad(x.contiguous(), [_REACH] * 4, mode="replicate")
             return _along(_along(padded, 3, scale), 2, scale)
         return F.interpolate(x, scale_factor=float(scale), mode="bicubic", align_corners=False)
