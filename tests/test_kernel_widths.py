@@ -181,6 +181,7 @@ def test_sanitizers_find_nothing_in_the_operators_of_onnx_runtime(sanitizers):
 # Faults put into the sources, none of which writes beyond its memory; the first two were there. Each is of a file, what
 # stands there and what is put in its place.
 FAULTS = {
+    "slopes": ("rows.h", "(p.slopes + first + j * W)", "(p.slopes + j * W)"),
     "two panels": ("rows.h", "p.columns - first > PANEL + 8; first += 2", "p.columns - first > PANEL; first += 2"),
     "four panels": ("rows.h", "first > 3 * PANEL + 8; first += 4", "first > 3 * PANEL; first += 4"),
     "sums": ("rows.h", "sums[j] += value;", "sums[j] += v[j - first];"),

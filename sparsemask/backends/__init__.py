@@ -34,6 +34,8 @@ from sparsemask.ops import (
     cost_volume,
     dispatch,
     inverted_residual,
+    kept_conv,
+    merge_kept,
     multiscale_sum,
     point_block,
     point_conv,
@@ -44,7 +46,9 @@ from sparsemask.ops.block_with_channel_attention import AttendedBlockCall
 from sparsemask.ops.concat_conv import ConcatConvCall
 from sparsemask.ops.conv import ConvCall
 from sparsemask.ops.inverted_residual import InvertedResidualCall
+from sparsemask.ops.kept_conv import KeptConvCall
 from sparsemask.ops.masked_network import MaskedNetworkWeights
+from sparsemask.ops.merge_kept import MergeKeptCall
 from sparsemask.ops.multiscale_sum import MultiscaleSumCall
 from sparsemask.ops.point_conv import Level
 from sparsemask.ops.point_network import PointNetworkWeights, PreparedPointNetwork
@@ -66,6 +70,8 @@ class Backend(ABC):
 
     name: ClassVar[str]
     """Under which it is asked for."""
+    in_kept_rows: ClassVar[bool] = False
+    """Whether chains under one mask are faster by `kept_conv` than by `conv`: whether it computes kept rows alone."""
 
     @abstractmethod
     def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -105,6 +111,14 @@ class Backend(ABC):
         return inverted_residual.compose(self, call)
 
     # Of torch's own operators
+
+    def kept_conv(self, call: KeptConvCall) -> Tensor:
+        """A convolution at kept locations alone, (1, C_out, K, 1): `sparsemask::kept_conv`."""
+        return kept_conv.reference(call)
+
+    def merge_kept(self, call: MergeKeptCall) -> Tensor:
+        """Kept features in their places, a 1×1 convolution elsewhere, (N, C, H, W): `sparsemask::merge_kept`."""
+        return merge_kept.reference(call)
 
     def joined_conv(self, call: ConcatConvCall) -> Tensor:
         """An unmasked convolution over several features as if concatenated: `sparsemask::joined_conv`."""

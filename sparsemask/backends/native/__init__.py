@@ -28,6 +28,7 @@ from sparsemask.backends.native import (
     concat_conv,
     conv,
     inverted_residual,
+    kept,
     library,
     masked_network,
     multiscale_sum,
@@ -44,7 +45,9 @@ from sparsemask.ops.block_with_channel_attention import AttendedBlockCall
 from sparsemask.ops.concat_conv import ConcatConvCall
 from sparsemask.ops.conv import ConvCall
 from sparsemask.ops.inverted_residual import InvertedResidualCall
+from sparsemask.ops.kept_conv import KeptConvCall
 from sparsemask.ops.masked_network import MaskedNetworkWeights
+from sparsemask.ops.merge_kept import MergeKeptCall
 from sparsemask.ops.multiscale_sum import MultiscaleSumCall
 from sparsemask.ops.point_block import Folded
 from sparsemask.ops.point_conv import Level
@@ -128,6 +131,23 @@ class Native(Backend):
     def inverted_residual(self, call: InvertedResidualCall) -> Tensor:
         """In one call, band by band; in float32."""
         return inverted_residual.inverted_residual(_wide(call, call.x)).to(call.x.dtype)
+
+    in_kept_rows = True
+
+    def kept_conv(self, call: KeptConvCall) -> Tensor:
+        """Kept rows alone, which lie side by side."""
+        if call.x.dtype == torch.float32:
+            return kept.conv(call)
+        if call.geometry.groups == 1:
+            return kept.packed_conv(call, _packed_kind(call.weight) if call.x.shape[1] >= _PAYING else tiles.BFLOAT16)
+        return kept.conv(_wide(call, call.x)).to(call.x.dtype)
+
+    def merge_kept(self, call: MergeKeptCall) -> Tensor:
+        """The convolution at dropped rows alone; in float32."""
+        groups = call.groups
+        if groups not in (1, call.x.shape[1]) or call.x.dtype != torch.float32:
+            return super().merge_kept(call)
+        return kept.merge(call)
 
     def locate(self, call: PredictMaskCall) -> Tensor:
         """In one call, where the branch is narrow enough; in float32."""

@@ -49,7 +49,7 @@ class _Rows(NamedTuple):
     quantum: Quantum | None = None
 
 
-def _read(rows: Tensor, kind: torch.dtype, space: Workspace | None = None) -> _Rows:
+def read_rows(rows: Tensor, kind: torch.dtype, space: Workspace | None = None) -> _Rows:
     """Rows in bfloat16 as products of a kind read them."""
     if kind == tiles.BFLOAT16:
         return _Rows(rows)
@@ -65,7 +65,7 @@ def conv(call: ConvCall, kind: torch.dtype = tiles.BFLOAT16) -> Tensor:
         kind: of the products, tiles.BFLOAT16 or tiles.INT8.
     """
     tables = grid(len(call.x), tuple(call.x.shape[2:]), call.geometry)
-    rows, act = _read(tiles.rows_of(call.x), kind), activation_code(call.activation)
+    rows, act = read_rows(tiles.rows_of(call.x), kind), activation_code(call.activation)
     kept, dropped, _ = library.split(call.mask.contiguous(), compact=False)
     plan = _planned(call, tables, kind)
     out = tiles.empty(len(tables.position), len(call.out_dense))
@@ -100,14 +100,14 @@ class _Conv:
         taps = call.weight.detach().float().flatten(2)
         taps = taps.permute(2, 0, 1) if call.geometry.transposed else taps.permute(2, 1, 0)  # (taps, C_in, C_out)
         bias = call.bias.detach().float() if call.bias is not None else None
-        self.full, self.dense, self.places = _Product(taps, bias, tables, kind), None, None
+        self.full, self.dense, self.places = Product(taps, bias, tables, kind), None, None
         if bool(call.out_dense.any()):
             if not leading(call.out_dense):
                 self.places = call.out_dense.nonzero().flatten().to(torch.int32)
             # Sparse channels among the dense ones are read, times zero.
             last = int(call.in_dense.nonzero().max()) + 1 if bool(call.in_dense.any()) else 0
             dense = (taps * call.in_dense[:, None])[:, :last, call.out_dense]
-            self.dense = _Product(dense, bias[call.out_dense] if bias is not None else None, tables, kind)
+            self.dense = Product(dense, bias[call.out_dense] if bias is not None else None, tables, kind)
 
     def drop(self, rows: _Rows, tables: Grid, dropped: Tensor, out: Tensor, act: tuple[int, float]) -> None:
         """Set the dropped rows of `out`: dense channels of dense ones, zeros elsewhere."""
@@ -117,7 +117,7 @@ class _Conv:
             self.dense.run(rows, tables, dropped, out, act, self.places)
 
 
-class _Product:
+class Product:
     """Packed weights (taps, C_in, C_out) for every class of outputs."""
 
     def __init__(self, taps: Tensor, bias: Tensor | None, tables: Grid, kind: torch.dtype):
@@ -127,17 +127,20 @@ class _Product:
 
     def run(
         self, rows: _Rows, tables: Grid, listed: Tensor, out: Tensor, act: tuple[int, float],
-        places: Tensor | None = None,
+        places: Tensor | None = None, side_by_side: bool = False,
     ) -> None:  # fmt: skip
-        """Compute the outputs `listed` (n,) int32 of rows (R, C_in) into their rows of `out`, at `places` there."""
+        """Compute the outputs `listed` (n,) int32 of rows (R, C_in) into their rows of `out`, at `places` there.
+
+        side_by_side: outputs of one class go to the first n rows of `out` instead.
+        """
         parts = [(listed, library.lookup(listed, tables.position))]
         if tables.kind is not None:
             parts = library.partition(listed, tables.kind, len(tables.classes), tables.position)
         for one, packed, (mine, pos) in zip(tables.classes, self.packed, parts, strict=True):
             segments = [Segment(rows.rows, tables.interior, offset, self.channels) for _, offset in one.taps]
             tiles.product(
-                pos, segments, packed, self.columns, out, mine, bias=self.bias, activation=act, places=places,
-                read=rows.quantum,
+                pos, segments, packed, self.columns, out, None if side_by_side else mine, bias=self.bias,
+                activation=act, places=places, read=rows.quantum,
             )  # fmt: skip
 
 
@@ -206,7 +209,7 @@ def _block(call: BlockCall, attention: _Attention | None, kind: torch.dtype) -> 
     given = tiles.rows_of(x)
     result = tiles.empty(len(given), plan.columns)
     with Workspace() as space:
-        before = _read(given, kind, space)
+        before = read_rows(given, kind, space)
         layers, sums = [], []
         for layer in plan.layers:
             out = tiles.empty(len(given), wide, space, kind)

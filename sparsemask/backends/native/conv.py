@@ -187,11 +187,13 @@ class Product:
             )
 
     def calls(
-        self, rows: Tensor, tables: Grid, listed: Tensor, out: Tensor, act: tuple[int, float]
-    ) -> list[library.Call]:
+        self, rows: Tensor, tables: Grid, listed: Tensor, out: Tensor, act: tuple[int, float], *,
+        slopes: Tensor | None = None, side_by_side: bool = False,
+    ) -> list[library.Call]:  # fmt: skip
         """What computes the outputs `listed` (n,) int32 from rows (R, C_in) into their rows of `out` (·, C_out).
 
-        Depth-wise products are run at once.
+        Depth-wise products are run at once. slopes: (C_out,), see :class:`library.Call`. side_by_side: outputs of one
+        class go to the first n rows of `out` instead.
         """
         wide, deep = self.columns // self.groups, self.depth if not self.depthwise else self.columns
         parts = [(listed, library.lookup(listed, tables.position))]
@@ -202,12 +204,13 @@ class Product:
             for g in range(self.groups):
                 part = rows[:, g * deep : (g + 1) * deep]
                 segments = Taps(part, tables.interior, one.offsets, deep)
-                target = Target(out[:, g * wide : (g + 1) * wide], mine)
-                bias = self.bias[g * wide : (g + 1) * wide] if self.bias is not None else None
-                if self.depthwise:
-                    library.product(pos, segments, packed[g], wide, target, bias=bias, activation=act, depthwise=True)
-                    continue
-                calls.append(
-                    library.Call(pos, segments, packed[g], wide, target, bias=bias, activation=act, **self.more)
+                target = Target(out[:, g * wide : (g + 1) * wide], None if side_by_side else mine)
+                bias, mine_slopes = (
+                    None if one is None else one[g * wide : (g + 1) * wide] for one in (self.bias, slopes)
                 )
+                ending = {"bias": bias, "activation": act, "slopes": mine_slopes}
+                if self.depthwise:
+                    library.product(pos, segments, packed[g], wide, target, **ending, depthwise=True)
+                    continue
+                calls.append(library.Call(pos, segments, packed[g], wide, target, **ending, **self.more))
         return calls

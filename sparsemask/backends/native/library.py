@@ -52,6 +52,7 @@ class _Product(ctypes.Structure):
         ("narrow", _I),
         ("clear", _I),
         ("places", _P),
+        ("slopes", _P),
         ("group", _I),
     ]
 
@@ -354,7 +355,8 @@ class Call:
     The first `out.rows.shape[1]` columns go to `out`, what is left to `rest`. add: (R, columns), read at the rows that
     `out` is written at, or at those that add_map (R,) int32 says of them. sums: (threads, columns) float64, to which
     the outputs are added. narrow: `packed` is :func:`pack_narrow`'s; outputs go to the columns `places` (columns,)
-    int32, or the first ones, and of the columns before `clear` the others are zeroed then. group: as `packed` has it.
+    int32, or the first ones, and of the columns before `clear` the others are zeroed then. slopes: (columns,) float32,
+    of the leaky ReLU of each column. group: as `packed` has it.
     """
 
     def __init__(
@@ -374,6 +376,7 @@ class Call:
         narrow: bool = False,
         clear: int = 0,
         places: Tensor | None = None,
+        slopes: Tensor | None = None,
         group: int = 0,
     ):
         # As the struct lies: base, map, stride, offset, length.
@@ -400,6 +403,7 @@ class Call:
             narrow=int(narrow) * (1 if near else 2),
             clear=clear,
             places=places.data_ptr() if places is not None else None,
+            slopes=slopes.data_ptr() if slopes is not None else None,
             group=group,
         )
         if rest is not None:
@@ -411,4 +415,4 @@ class Call:
         if sums is not None:
             args.sums = sums.data_ptr()
         # The addresses above are of these: they live as long as the call does.
-        self._held = (listed, pos, segments, packed, out, rest, bias, add, add_map, sums, places)
+        self._held = (listed, pos, segments, packed, out, rest, bias, add, add_map, sums, places, slopes)

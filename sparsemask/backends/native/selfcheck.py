@@ -154,16 +154,17 @@ def product(
     bias = draw(columns) if bit(0) or bit(5) else None
     add = draw(rows + 2, columns) if bit(1) or bit(6) else None
     sums = torch.zeros(torch.get_num_threads(), columns, dtype=torch.float64) if bit(2) else None
+    slopes = draw(columns) if activation == 2 and bit(3) != bit(5) else None
     library.product(
         positions, segments, library.pack(weights, group), columns, Target(out[:, :split], to),
         Target(rest, to if bit(3) else None) if rest is not None else None,
-        bias=bias, activation=(activation, 0.1), add=add, sums=sums, group=group,
+        bias=bias, activation=(activation, 0.1), add=add, sums=sums, slopes=slopes, group=group,
     )  # fmt: skip
     wanted = torch.cat(read, 1).double().numpy() @ weights.double().numpy()
     row0 = torch.arange(rows) if to is None else to.long()
     wanted = wanted + (bias.double().numpy() if bias is not None else 0)
     wanted = wanted + (add[row0].double().numpy() if add is not None else 0)
-    wanted = _ACTIVATIONS[activation](wanted)
+    wanted = _activated(wanted, activation, slopes)
     expected = np.full(out.shape, 7.0)
     expected[row0, :split] = wanted[:, :split]
     error = _error(out, expected)
@@ -273,14 +274,31 @@ def depthwise(columns: int, *, rows: int = 50, taps: int = 3, variant: int = 0) 
     segments = [Segment(buffer, at, tap, columns) for tap in range(taps)]
     out = torch.full((rows, columns), 7.0)
     activation = variant % 4
+    slopes = draw(columns) if activation == 2 and columns % 2 else None
     library.product(
-        positions, segments, weights, columns, Target(out), bias=bias, activation=(activation, 0.1), depthwise=True
+        positions,
+        segments,
+        weights,
+        columns,
+        Target(out),
+        bias=bias,
+        activation=(activation, 0.1),
+        slopes=slopes,
+        depthwise=True,
     )
     wanted = np.zeros((rows, columns))
     for tap in range(taps):
         row = at[tap : tap + rows].numpy()
         wanted += np.where(row[:, None] >= 0, buffer.double().numpy()[row], 0) * weights.double().numpy()[tap]
-    return _error(out, _ACTIVATIONS[activation](wanted + (bias.double().numpy() if bias is not None else 0)))
+    wanted = wanted + (bias.double().numpy() if bias is not None else 0)
+    return _error(out, _activated(wanted, activation, slopes))
+
+
+def _activated(values: np.ndarray, activation: int, slopes: Tensor | None) -> np.ndarray:
+    """What an activation makes of values (rows, columns); slopes (columns,): those of its columns below zero."""
+    if slopes is None:
+        return _ACTIVATIONS[activation](values)
+    return np.where(values > 0, values, values * slopes.double().numpy())
 
 
 def narrow(columns: int, *, rows: int = 50, length: int = 8, taps: int = 2, variant: int = 0) -> float:

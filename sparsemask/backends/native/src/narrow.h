@@ -64,7 +64,7 @@ static void outputs(const Product& p, const float* const* rows, int64_t start, i
             float* to = p.out0 + (p.at0 ? p.at0[r] : r) * p.stride0;
             for (int64_t j = 0; j < NC && first + j < p.columns; j++)
                 to[p.places ? p.places[first + j] : first + j] =
-                    activate(p, values[m * NC + j] + (p.bias ? p.bias[first + j] : 0));
+                    activate(p, values[m * NC + j] + (p.bias ? p.bias[first + j] : 0), first + j);
         }
     }
 }

@@ -52,6 +52,7 @@ struct Product {
     int64_t narrow;
     int64_t clear;
     const int32_t* places;  // where in the row they go, in rising order, or null: the first columns
+    const float* slopes;    // or null: of activation 2, one for every column in place of `slope`
     // Not 0: 2 or 4 steps of the depth are taken at a time, for at most 48 / group columns (see sm_pack_groups and rows.h);
     // all segments' lengths are multiples of it.
     int64_t group;

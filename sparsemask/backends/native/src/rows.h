@@ -153,10 +153,10 @@ static void block(const typename A::Number* const* rows, const P& p, int64_t fro
         for (int j = 0; j < NV; j++) *reinterpret_cast<V*>(tile + (i * NV + j) * W) = sum[i][j];
 }
 
-static inline float activate(const Product& p, float v) {
+static inline float activate(const Product& p, float v, int64_t column) {
     if (p.activation == 1) return v > 0 ? v : 0;
     if (p.activation == 3) return v > 0 ? (v > 6 ? 6 : v) : 0;
-    return p.activation == 2 && v < 0 ? v * static_cast<float>(p.slope) : v;
+    return p.activation == 2 && v < 0 ? v * (p.slopes ? p.slopes[column] : static_cast<float>(p.slope)) : v;
 }
 
 // Bias, addition, activation, and the way to the outputs, of columns [first, first + count) of one row.
@@ -165,7 +165,7 @@ static void finish(const Product& p, int64_t r, int64_t first, int64_t count, co
     for (int64_t j = first; j < first + count; j++) {
         float value = v[j - first] + (p.bias ? p.bias[j] : 0);
         if (p.add) value += p.add[more * p.add_stride + j];
-        value = activate(p, value);
+        value = activate(p, value, j);
         if (sums) sums[j] += value;
         if (j < p.split)
             p.out0[row0 * p.stride0 + j] = value;
@@ -187,8 +187,9 @@ static void finish_all(const Product& p, int64_t start, int64_t count, int64_t f
     const bool cut = p.activation & 1;  // relu, relu6
     const V zero = {}, slope = static_cast<float>(p.activation == 2 ? p.slope : cut ? 0.0 : 1.0) - zero;
     const V top = (p.activation == 3 ? 6.0f : std::numeric_limits<float>::infinity()) - zero;
-    V bias[NV], sum[NV];
+    V bias[NV], sum[NV], slopes[NV];
     for (int j = 0; j < NV; j++) {
+        slopes[j] = p.slopes ? *reinterpret_cast<const V*>(p.slopes + first + j * W) : slope;
         bias[j] = p.bias ? *reinterpret_cast<const V*>(p.bias + first + j * W) : zero;
         sum[j] = zero;
     }
@@ -201,7 +202,7 @@ static void finish_all(const Product& p, int64_t start, int64_t count, int64_t f
         for (int j = 0; j < NV; j++) {
             V v = *reinterpret_cast<const V*>(tiles + j * W) + bias[j];
             if (more) v += *reinterpret_cast<const V*>(more + j * W);
-            v = v > zero ? (v > top ? top : v) : (cut ? zero : v * slope);
+            v = v > zero ? (v > top ? top : v) : (cut ? zero : v * slopes[j]);
             sum[j] += v;
             *reinterpret_cast<V*>(to + j * W) = v;
         }
@@ -421,10 +422,13 @@ static inline void depth_block(const Product& p, const float* const* x, int64_t 
     }
     if (p.activation) {
         const bool cut = p.activation & 1;
-        const V slope = static_cast<float>(p.slope) - zero;
+        V slopes[NV];
+#pragma GCC unroll 8
+        for (int j = 0; j < NV; j++)
+            slopes[j] = p.slopes ? *reinterpret_cast<const V*>(p.slopes + k + j * W) : static_cast<float>(p.slope) - zero;
         const V top = (p.activation == 3 ? 6.0f : std::numeric_limits<float>::infinity()) - zero;
 #pragma GCC unroll 8
-        for (int j = 0; j < NV; j++) v[j] = v[j] > zero ? (v[j] > top ? top : v[j]) : (cut ? zero : v[j] * slope);
+        for (int j = 0; j < NV; j++) v[j] = v[j] > zero ? (v[j] > top ? top : v[j]) : (cut ? zero : v[j] * slopes[j]);
     }
 #pragma GCC unroll 8
     for (int j = 0; j < NV; j++) *reinterpret_cast<V*>(to + j * W) = v[j];
@@ -451,7 +455,7 @@ void depthwise(const Product& p, int64_t start, int64_t count) {
             float v = p.bias ? p.bias[k] : 0;
             for (int64_t s = 0; s < n; s++)
                 if (x[s]) v += x[s][k] * p.packed[s * p.columns + k];
-            to[k] = activate(p, v);
+            to[k] = activate(p, v, k);
         }
     }
 }

@@ -1,0 +1,120 @@
+"""Chains under one mask in rows of kept locations alone: what neighbours drop is one shared row of zeros.
+
+Outputs of a layer lie side by side, as those before it do; where a kept location's neighbours lie among them is looked
+up in one table a geometry, made once a mask.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from sparsemask.backends.native import bfloat16, library, tiles
+from sparsemask.backends.native.bfloat16 import read_rows
+from sparsemask.backends.native.conv import Product, activation_code
+from sparsemask.backends.native.grid import Grid, grid
+from sparsemask.backends.native.library import Segment, Target
+from sparsemask.backends.native.rows import from_rows, to_rows
+from sparsemask.ops.geometry import Geometry
+from sparsemask.ops.kept_conv import KeptConvCall, activated, as_kept, rows_of_kept
+from sparsemask.ops.merge_kept import MergeKeptCall
+from sparsemask.ops.weight_cache import Derived
+
+_derived = Derived()
+_masks = Derived(entries=16)
+
+
+class _Locations:
+    """Kept and dropped locations of a mask, and where kept ones lie on the grid of a geometry."""
+
+    def __init__(self, mask: Tensor):
+        self._batch, self._spatial = len(mask), tuple(mask.shape[2:])
+        self.kept, self.dropped, self._compact = library.split(mask.contiguous())
+        self._grids: dict[Geometry, Grid] = {}
+
+    def grid(self, geometry: Geometry, kept: bool) -> Grid:
+        """The tables of a geometry, for features of all locations or of the kept ones."""
+        tables = grid(self._batch, self._spatial, geometry)
+        if not kept:
+            return tables
+        found = self._grids.get(geometry)
+        if found is None:
+            interior = library.lookup(tables.interior, cast(Tensor, self._compact))
+            found = self._grids[geometry] = dataclasses.replace(tables, interior=interior)
+        return found
+
+
+def _locations(mask: Tensor) -> _Locations:
+    found: _Locations = _masks.get([mask], lambda: _Locations(mask))
+    return found
+
+
+def conv(call: KeptConvCall) -> Tensor:
+    """See :mod:`sparsemask.ops.kept_conv`; in float32."""
+    places, weight, bias = _locations(call.mask), call.weight, call.bias
+    tables = places.grid(_without_groups(call.geometry), call.kept)
+    groups, depthwise = call.geometry.groups, call.geometry.groups == call.x.shape[1] == len(weight)
+
+    def make() -> tuple[Product, Tensor | None]:
+        taps = weight.detach().flatten(2).permute(2, 1, 0)
+        slopes = None if call.slopes is None else call.slopes.detach().expand(len(weight)).clone()
+        return Product(taps, bias, groups, depthwise, tables), slopes
+
+    sources = [one for one in (weight, bias, call.slopes) if one is not None]
+    product, slopes = _derived.get(sources, make, call.geometry)
+    act = activation_code(call.activation) if slopes is None else activation_code("leaky_relu")
+    out = library.empty(len(places.kept), len(weight))
+    rows = _rows(call.x) if call.kept else to_rows(call.x)
+    library.products(product.calls(rows, tables, places.kept, out, act, slopes=slopes, side_by_side=True))
+    return as_kept(out)
+
+
+def packed_conv(call: KeptConvCall, kind: torch.dtype) -> Tensor:
+    """The same in bfloat16, products in `kind`, bfloat16 or int8; without groups."""
+    places = _locations(call.mask)
+    tables = places.grid(_without_groups(call.geometry), call.kept)
+    sources = [call.weight] if call.bias is None else [call.weight, call.bias]
+
+    def make() -> bfloat16.Product:
+        taps = call.weight.detach().float().flatten(2).permute(2, 1, 0)
+        return bfloat16.Product(taps, call.bias, tables, kind)
+
+    product: bfloat16.Product = _derived.get(sources, make, (call.geometry, kind))
+    out = tiles.empty(len(places.kept), tiles.up_to(len(call.weight)))
+    rows, act = read_rows(tiles.rows_of(call.x), kind), activation_code(call.activation)
+    product.run(rows, tables, places.kept, out, act, side_by_side=True)
+    return activated(call, as_kept(out[:, : len(call.weight)]))
+
+
+def _without_groups(geometry: Geometry) -> Geometry:
+    """Tables do not depend on groups."""
+    return geometry if geometry.groups == 1 else dataclasses.replace(geometry, groups=1)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Kept features as rows whose channels lie side by side."""
+    rows = rows_of_kept(x)
+    return rows if rows.stride(1) == 1 else rows.contiguous()
+
+
+def merge(call: MergeKeptCall) -> Tensor:
+    """See :mod:`sparsemask.ops.merge_kept`; in float32."""
+    places, weight = _locations(call.mask), call.weight
+    columns, depth = len(weight), weight.shape[1]
+    depthwise = depth == 1 and columns == call.x.shape[1]
+    sources = [weight] if call.bias is None else [weight, call.bias]
+
+    def make() -> tuple[Tensor, Tensor | None]:
+        taps = weight.detach().flatten(1).T.contiguous()
+        return (taps.clone() if depthwise else library.pack(taps)), None if call.bias is None else call.bias.clone()
+
+    packed, bias = _derived.get(sources, make, "merge")
+    rows = to_rows(call.x)
+    out = library.empty(len(rows), columns)
+    out.index_copy_(0, call.places, rows_of_kept(call.y))
+    target, read = Target(out, places.dropped), [Segment(rows, None, 0, rows.shape[1])]
+    library.product(places.dropped, read, packed, columns, target, bias=bias, depthwise=depthwise)
+    return from_rows(out, len(call.x), tuple(call.x.shape[2:]), call.x)
