@@ -97,7 +97,7 @@ def test_rates_are_relative_to_weights(started):
     assert sorted(listed) == sorted(map(id, branches))
     anchor.scale_rates(groups)
     for group, masks in zip(groups, network.region_masks, strict=False):
-        assert group["lr"] < 0.5 * float(masks.spa_mask[0].weight.detach().abs().max()) < 0.1
+        assert group["lr"] < 0.5 * float(masks.spa_mask.first().weight.detach().abs().max()) < 0.1
     assert groups[-1]["lr"] == CONFIG.training.lr
 
 
@@ -120,7 +120,7 @@ def test_regions_without_masks_are_left_out(started):
     trained(network, x)
     anchor.thaw(network)
     anchor.loss(network, anchor(x)[1]).backward()
-    first, second = (masks.spa_mask[0].weight.grad for masks in network.region_masks)
+    first, second = (masks.spa_mask.first().weight.grad for masks in network.region_masks)
     assert first is None and second is not None
 
 

@@ -12,7 +12,7 @@ from literal_sparse import one_thread  # noqa: F401
 from sparsemask.errors import UseError
 from sparsemask.spaces.smpointseg.block import PointMask
 from sparsemask.spaces.smstereo.mask_module import VolumeMask
-from sparsemask.spaces.specialized.masks import Locator
+from sparsemask.spaces.sparse_conv.locator import Locator
 from sparsemask.sparse import (
     ChannelMask,
     DataMask,

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import literal_sr as literal
 import sparsemask
-from sparsemask import costs
+from sparsemask import costs, models, spaces
+from sparsemask.backends.native import tiles
 from sparsemask.errors import UseError
+from sparsemask.ops import dispatch
 from sparsemask.spaces import sr_networks
 from sparsemask.spaces.sparse_conv.masking import mean_kept
 from sparsemask.spaces.sparsified import SparsifiedNetwork
-from sparsemask.spaces.sparsified.network import fit_bypass
+from sparsemask.spaces.sparsified.network import RegionMasks, fit_bypass
 from sparsemask.sparse import available_backends, backend, set_mask_mode
 
 SIZE = (24, 29)
@@ -47,16 +53,24 @@ def picture(dtype: torch.dtype = torch.float32, count: int = 1) -> torch.Tensor:
 
 
 def half(network: SparsifiedNetwork) -> SparsifiedNetwork:
-    """Mask branches at random, which keep about a half."""
+    """Mask branches at random, which keep a half of each region."""
     torch.manual_seed(3)
+    weight = next(network.parameters())
     with torch.no_grad():
         for masks in network.region_masks:
             for parameter in masks.spa_mask.parameters():
-                parameter.normal_()
+                parameter.normal_().abs_()  # no channel is always zero
+            masks.branch_end()[0].normal_()
         for parameter in network.bypasses.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
         for masks in network.region_masks:
             masks.ch_mask.copy_(torch.rand_like(masks.ch_mask))  # layers that are computed everywhere, too
+        for number, masks in enumerate(network.region_masks):
+            network.train()(picture(weight.dtype))
+            logits = masks.spa_mask.logits(network.read[number])
+            margin = logits[:, 1] - logits[:, 0]
+            masks.branch_end()[1][1] -= margin.median() + 1e-3 * margin.std()  # no tie
+    network.kept, network.hard_kept, network.masks = [], [], []
     return network.eval()
 
 
@@ -94,6 +108,153 @@ def test_skipping_is_multiplying(name):
     for chosen in BACKENDS:
         with backend(chosen):
             torch.testing.assert_close(network(x), wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()), msg=chosen)
+
+
+class Called(TorchDispatchMode):
+    """Notes the toolkit's operators that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "sparsemask":
+            self.names.append(func._schema.name.removeprefix("sparsemask::"))
+        return func(*args, **(kwargs or {}))
+
+
+def without_dense_layers(name: str, dtype: torch.dtype = torch.float32) -> SparsifiedNetwork:
+    """All of whose layers follow the mask."""
+    network = masked(name, dtype)
+    with torch.no_grad():
+        for masks in network.region_masks:
+            masks.ch_mask.copy_(torch.tensor([0.0, 1.0]))
+    return network
+
+
+@pytest.mark.parametrize("name", SMALL)
+@torch.no_grad()
+def test_regions_in_rows_are_multiplied_masks(name):
+    """Kept locations alone, side by side, are the same as whole maps times masks: to 1e-5, and to 1e-12 in float64."""
+    network, x = without_dense_layers(name), picture(count=2)
+    assert all(region.in_rows for region in network.regions)
+    network.multiplies = True
+    wanted = network(x)
+    network.multiplies = False
+    with backend("native"), Called() as called:
+        got = network(x)
+    convs = sum(len(region.convs) for region in network.regions)
+    assert called.names.count("kept_conv") == convs and "conv" not in called.names
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("name", SMALL)
+@torch.no_grad()
+def test_the_operators_references_in_float64(name, monkeypatch):
+    """The plain forms of the operators in rows, by the same walk through the graph."""
+    network, x = without_dense_layers(name, torch.float64), picture(torch.float64, count=2)
+    wanted = network(x)
+    monkeypatch.setattr(type(dispatch.find("reference")), "in_kept_rows", True)
+    with Called() as called:
+        got = network(x)
+    assert "merge_kept" in called.names
+    torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+@torch.no_grad()
+def test_regions_in_rows_of_nothing_and_of_all(kept):
+    network, x = without_dense_layers("RLFN"), picture()
+    for masks in network.region_masks:
+        masks.spa_mask[-1].weight.mul_(1e-6)  # not zero, so that no mask is constant
+        masks.spa_mask[-1].bias.copy_(torch.tensor([-1e3, 1e3]) * (1 if kept else -1))
+    wanted = network(x)
+    with backend("native"), Called() as called:
+        got = network(x)
+    assert {float(mask.float().mean()) for mask in network.masks} == {float(kept)}
+    assert "kept_conv" in called.names
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("kind", ["emulated", "emulated dot", "emulated vnni"])
+@pytest.mark.parametrize("name", ["SPAN", "SRVGGNetCompact"])
+@torch.no_grad()
+def test_regions_in_rows_in_lower_precision(name, kind):
+    """Under autocast, as whole maps are; in int8, where the caller says so."""
+    network, x = without_dense_layers(name), picture()
+    int8 = dispatch.int8() if kind == "emulated vnni" else contextlib.nullcontext()
+    with backend("native"), torch.autocast("cpu", torch.bfloat16), tiles.using("emulated dot"), tiles.using(kind), int8:
+        with Called() as called:
+            got = network(x)
+        assert "kept_conv" in called.names and "conv" not in called.names
+        masks = [mask.clone() for mask in network.masks]
+        wanted = with_masks(network, x.float(), masks)
+    error = (got - wanted).abs()
+    assert float(error.mean()) < 0.01 * float(wanted.abs().mean())
+
+
+def with_masks(network: SparsifiedNetwork, x: torch.Tensor, masks: list[torch.Tensor]) -> torch.Tensor:
+    """What a network of whole maps makes of x in float32 under given masks."""
+    drawn = iter(masks)
+    with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", enabled=False), backend("reference"):
+        patch.setattr(RegionMasks, "hard_mask", lambda self, x, by_operator=False: next(drawn))
+        return network(x)
+
+
+@torch.no_grad()
+def test_networks_of_versions_before_have_their_branches(tmp_path):
+    """Their mask branches convolve before they pool; files and configurations say so, or say nothing."""
+    dense = SMALL["EDSR"][0]()
+    word = {"architecture": dense.architecture, **dense.config}
+    old = SparsifiedNetwork(dense.eval(), torch.zeros(1, 3, 48, 48), {"dense": json.dumps(word)}, "full").eval()
+    assert "region_masks.0.spa_mask.0.weight" in old.state_dict()
+    space = spaces.get("sr")
+    space.save(tmp_path / "old.safetensors", old)
+    x = picture()
+    torch.testing.assert_close(space.load(tmp_path / "old.safetensors").network(x), old(x))
+    assert space.supernet({"dense": json.dumps(word)}).state_dict().keys() == old.state_dict().keys()
+    new = space.supernet(space.flags_of(Path(models.__file__).with_name("compact-x2.safetensors")))
+    assert "region_masks.0.spa_mask.1.weight" in new.state_dict()
+
+
+class Reads(nn.Module):
+    """A residual block whose second convolution reads what is not zero where the first one's output is dropped."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.one, self.two, self.between = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), between
+
+    def forward(self, x):
+        return x + self.two(self.between(self.one(x)))
+
+
+@pytest.mark.parametrize(
+    "between, in_rows",
+    [
+        (lambda y: F.silu(y), True),
+        (lambda y: y * torch.sigmoid(y), True),
+        (lambda y: y * 2 / 3, True),
+        (lambda y: torch.cat([y[:, 4:], y[:, :4]], 1), True),
+        (lambda y: torch.sigmoid(y), False),
+        (lambda y: y + 1, False),
+        (lambda y: F.softplus(y), False),
+    ],
+)
+@torch.no_grad()
+def test_what_can_be_computed_in_rows(between, in_rows):
+    """Where a convolution inside would read more than zeros, whole maps are computed; both give one function."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 8, 24, 28)
+    network = SparsifiedNetwork(Reads(between).eval(), x).eval()
+    [region] = network.regions
+    assert region.in_rows == in_rows
+    network.multiplies = True
+    wanted = network(x)
+    network.multiplies = False
+    with backend("native"), Called() as called:
+        got = network(x)
+    assert 0 < network.masks[0].float().mean() and ("kept_conv" in called.names) == in_rows
+    torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()))
 
 
 @torch.no_grad()
@@ -241,7 +402,8 @@ def test_fitted_bypasses_lose_less():
         for bypass in sparse.bypasses:
             bypass.weight.copy_(torch.eye(16)[:, :, None, None])
             bypass.bias.zero_()
-        assert fitted < 1e-3 * (sparse(x) - wanted).abs().mean()
+        assert 20 * fitted < (sparse(x) - wanted).abs().mean()
+        assert fitted < 1e-4 * wanted.abs().mean()
 
 
 class Users(nn.Module):

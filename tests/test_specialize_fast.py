@@ -13,9 +13,10 @@ from sparsemask.errors import UseError
 from sparsemask.inference import fold_pairs
 from sparsemask.ops import multiscale_sum
 from sparsemask.spaces.backbones.mobilenet_v2 import LinearBottleneck
+from sparsemask.spaces.sparse_conv.locator import Locator
 from sparsemask.spaces.sparse_conv.masking import apply_masks, blocks, hard_masks, mean_kept
 from sparsemask.spaces.specialized.channel_masked_bottleneck import NarrowBottleneck
-from sparsemask.spaces.specialized.masks import Channels, Locator
+from sparsemask.spaces.specialized.masks import Channels
 from sparsemask.sparse import available_backends, backend
 from test_specialize_network import folded, lively, network, one_thread  # noqa: F401
 

@@ -123,7 +123,7 @@ def test_fixed_masks_follow_the_budget(start):
     network = SparsifiedNetwork(EDSR(2, 16, 2), x).eval()
     with torch.no_grad():
         for masks in network.region_masks:
-            masks.spa_mask[0].weight.div_(255)
+            masks.spa_mask.first().weight.div_(255)
             masks.spa_mask[-1].bias.copy_(torch.tensor([0.0, start]))
     family = Some(truth=0.0, keep=0.85, settle=1.0, constant_tau=True, sparse=1.0, sparse_epochs=0, sparse_start=0)
     config = Some(run=Some(seed=0), network=Some(space="sr"), family=family)

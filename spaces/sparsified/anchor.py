@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemask.config import RunConfig
-from sparsemask.spaces.sparsified.network import RegionMasks, SparsifiedNetwork, dense_pass
-from sparsemask.sparse import DataMask
+from sparsemask.spaces.sparsified.network import MaskBranch, RegionMasks, SparsifiedNetwork, dense_pass
 
 _GROUP = "mask branch"
 
@@ -37,8 +36,8 @@ class MaskAnchor(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The dense network's output on inputs (N, C, H, W), and for each region the mask (N, 1, H, W) to be drawn."""
         output, read = dense_pass(self.start, x, {region.entry for region in self.start.regions})
-        pairs = zip(self.start.regions, _branches(self.start), strict=True)
-        return output, [branch(read[region.entry]) for region, branch in pairs]
+        pairs = zip(self.start.regions, self.start.region_masks, strict=True)
+        return output, [cast(RegionMasks, masks).hard_mask(read[region.entry]) for region, masks in pairs]
 
     def loss(self, network: SparsifiedNetwork, wanted: Sequence[Tensor]) -> Tensor:
         """Cross entropy between a network's mask branches and the masks to be drawn, summed over regions.
@@ -64,9 +63,9 @@ class MaskAnchor(nn.Module):
     def groups(self, network: SparsifiedNetwork, config: RunConfig) -> list[dict]:
         """The optimizer's parameter groups of mask branches: the first layers, a group each, and the others."""
         branches = _branches(network)
-        rest = [p for branch in branches for p in branch.parameters() if p is not branch[0].weight]
+        rest = [p for branch in branches for p in branch.parameters() if p is not branch.first().weight]
         groups = [
-            {"name": f"{_GROUP} {number}", "params": [branch[0].weight], "lr": config.training.lr}
+            {"name": f"{_GROUP} {number}", "params": [branch.first().weight], "lr": config.training.lr}
             for number, branch in enumerate(branches)
         ]
         return [*groups, {"name": "mask branches", "params": rest, "lr": config.training.lr}]
@@ -79,7 +78,7 @@ class MaskAnchor(nn.Module):
     def scale_rates(self, groups: Sequence[dict]) -> None:
         """Make the steps of first layers relative to their weights, which are as small as features are large."""
         branches = enumerate(_branches(self.start))
-        rates = {f"{_GROUP} {number}": _size(cast(Tensor, branch[0].weight)) for number, branch in branches}
+        rates = {f"{_GROUP} {number}": _size(cast(Tensor, branch.first().weight)) for number, branch in branches}
         for group in groups:
             group["lr"] *= rates.get(group.get("name"), 1.0)
 
@@ -92,7 +91,7 @@ class MaskAnchor(nn.Module):
         self.start.region_masks.load_state_dict(state)
 
 
-def _branches(network: SparsifiedNetwork) -> list[DataMask]:
+def _branches(network: SparsifiedNetwork) -> list[MaskBranch]:
     return [cast(RegionMasks, masks).spa_mask for masks in network.region_masks]
 
 

@@ -14,14 +14,21 @@ from torch import Tensor, fx, nn
 from sparsemask import costs
 from sparsemask.errors import UseError
 from sparsemask.ops import activation as act
-from sparsemask.ops import dispatch
+from sparsemask.ops import (
+    dispatch,
+    kept_conv,  # noqa: F401 - registers the operator
+    merge_kept,  # noqa: F401
+)
+from sparsemask.ops.kept_conv import kept_features, kept_places
 from sparsemask.ops.layout import to_channels_last
+from sparsemask.ops.predict_mask import margin
 from sparsemask.spaces.group_sparsity.shrinking.targets import Target
 from sparsemask.spaces.sparse_conv.budget_calibration import meet_budget
+from sparsemask.spaces.sparse_conv.locator import Locator
 from sparsemask.spaces.sparse_conv.masked_network import SURE, MaskedNetwork, MaskModule, begin_smoothly
 from sparsemask.spaces.sparse_conv.masking import mean_kept
 from sparsemask.spaces.sparse_conv.planning import opened_copy
-from sparsemask.spaces.sparsified.regions import HasCore, find_regions, traced
+from sparsemask.spaces.sparsified.regions import POOLED, HasCore, find_regions, traced
 from sparsemask.sparse import ChannelMask, DataMask, kept_fraction
 from sparsemask.timing import evaluating
 
@@ -37,17 +44,22 @@ BRANCH_RADIUS = 6
 """Pixels around a location that its mask depends on: 5 of the branch, and one as it works on every other pixel."""
 
 
+MaskBranch = DataMask | Locator
+"""What predicts a region's data mask."""
+
+
 class RegionMasks(MaskModule, ChannelMask):
     """The masks of a region: which locations it is computed at, and which of its layers everywhere all the same.
 
     Args:
         channels: of the region's input.
         layers: its convolutions.
+        branch: of :data:`sparsemask.spaces.sparsified.regions.BRANCHES`.
     """
 
-    def __init__(self, channels: int, layers: int):
+    def __init__(self, channels: int, layers: int, branch: str = POOLED):
         super().__init__(1, layers)
-        self.spa_mask = DataMask(channels)
+        self.spa_mask: MaskBranch = Locator(channels) if branch == POOLED else DataMask(channels)
         last = cast(nn.ConvTranspose2d, self.spa_mask[-1])
         begin_smoothly(last)
         with torch.no_grad():
@@ -58,7 +70,7 @@ class RegionMasks(MaskModule, ChannelMask):
         """Of the layers, (1, 1, L, 2)."""
         return [self.ch_mask]
 
-    def branch(self) -> DataMask:
+    def branch(self) -> MaskBranch:
         """The mask branch."""
         return self.spa_mask
 
@@ -85,20 +97,42 @@ class RegionMasks(MaskModule, ChannelMask):
         weight, bias = self.branch_end()
         return not bool(weight.any()) and bool(cast(Tensor, bias)[1] > cast(Tensor, bias)[0])
 
-    def draw(self, x: Tensor, tau: float) -> tuple[Tensor, Tensor, Tensor]:
+    def draw(self, x: Tensor, tau: float, by_operator: bool = False) -> tuple[Tensor, Tensor, Tensor]:
         """The masks for features (N, C, H, W).
+
+        Args:
+            x: the features.
+            tau: temperature of what is learnt.
+            by_operator: see :meth:`hard_mask`.
 
         Returns:
             The data mask (N, 1, H, W) and the dense layers (L,), bool, or where masks are learnt 0 and 1 with the
             gradient of a sigmoid; and the kept fractions (L,).
         """
         if not self.training or self.spa_mask.mask_mode != "soft":
-            mask, dense = self.spa_mask(x, tau), self.channels(tau)[:, 0]
+            mask, dense = self.hard_mask(x, by_operator), self.channels(tau)[:, 0]
             return mask, dense, kept_fraction(mask, dense[:, None])
         logits = self.spa_mask.logits(x)
         mask = _straight_through(logits[:, 1:] - logits[:, :1], tau, self.spa_mask.threshold)
         dense = _straight_through(self.ch_mask[0, 0, :, 0] - self.ch_mask[0, 0, :, 1], tau)
         return mask, dense, kept_fraction(mask.detach() > 0, dense.detach()[:, None] > 0)
+
+    def hard_mask(self, x: Tensor, by_operator: bool = False) -> Tensor:
+        """The data mask where masks are hard.
+
+        Args:
+            x: features (N, C, H, W).
+            by_operator: compute a branch that has one by a single operator, without gradients.
+
+        Returns:
+            bool (N, 1, H, W).
+        """
+        if isinstance(self.spa_mask, DataMask):
+            return cast(Tensor, self.spa_mask(x))
+        if by_operator:
+            return self.spa_mask.predicted(x, self.spa_mask.backend)
+        logits = self.spa_mask.logits(x)
+        return logits[:, 1:] - logits[:, :1] > margin(self.spa_mask.threshold)
 
 
 def _straight_through(margin: Tensor, tau: float, threshold: float = 0.5) -> Tensor:
@@ -124,6 +158,7 @@ class SparsifiedNetwork(MaskedNetwork):
             under the prefix ``network.``.
         example: an input (N, C, H, W), by whose size layers are weighed.
         config: what builds the network again, for files; empty where nothing does.
+        branch: of the masks, of :data:`sparsemask.spaces.sparsified.regions.BRANCHES`.
 
     Raises:
         UseError: a network that cannot be traced, or has no region that pays off.
@@ -133,23 +168,28 @@ class SparsifiedNetwork(MaskedNetwork):
     in_one_call = True
     report = ""
     """How :func:`sparsify` met a budget in milliseconds, as lines."""
+    exported_in_rows: Collection[int] = ()
+    """Numbers of the regions that exported programs compute at kept locations alone."""
     multiplies = False
     """Whether masks multiply in evaluation, too, instead of skipping: for programs without the sparse operator."""
 
-    def __init__(self, network: nn.Module, example: Tensor, config: Mapping[str, Any] | None = None):
+    def __init__(
+        self, network: nn.Module, example: Tensor, config: Mapping[str, Any] | None = None, branch: str = POOLED
+    ):
         super().__init__()
         self.network, self.config = network, dict(config or {})
         self.graph = traced(network, example)
-        self.regions = find_regions(network, self.graph)
+        self.regions = find_regions(network, self.graph, branch)
         if not self.regions:
             raise UseError(
                 f"{type(network).__name__} has no residual block and no chain of convolutions of one size whose "
                 "multiply-adds are worth a mask"
             )
         self.modules_of = {node.name: _modules_of(node) for node in self.graph.nodes}
+        self.targets = {node.name: str(node.target) for node in self.graph.nodes}
         for node in self.graph.nodes:  # shapes were of the example
             node.meta = {}
-        self.region_masks = nn.ModuleList(RegionMasks(r.channels, len(r.convs)) for r in self.regions).to(
+        self.region_masks = nn.ModuleList(RegionMasks(r.channels, len(r.convs), branch) for r in self.regions).to(
             example.device, example.dtype
         )
         self.bypasses = nn.ModuleList(_identity(r.channels, r.bypass_groups) for r in self.regions).to(
@@ -218,6 +258,14 @@ class SparsifiedNetwork(MaskedNetwork):
         inside = self.regions[number].inside
         return _Execution(self).run_part([node for node in self.graph.nodes if node.name in inside], x)
 
+    def follow_masks(self) -> set[int]:
+        """Numbers of the regions that can be computed at kept locations alone, as their channel masks are."""
+        return {
+            number
+            for number, (region, masks) in enumerate(zip(self.regions, self._masks(), strict=True))
+            if region.in_rows and not masks.opened and not bool(masks.channels()[:, 0].any())
+        }
+
     def budget_logits(self) -> list[Tensor]:
         """The last biases of the mask branches: a larger one keeps more locations."""
         biases = [cast(Tensor, masks.branch_end()[1]) for masks in self._masks() if not masks.opened]
@@ -243,8 +291,7 @@ class SparsifiedNetwork(MaskedNetwork):
     @property
     def mask_names(self) -> list[str]:  # type: ignore[override]
         """The regions' first convolutions."""
-        targets = {node.name: str(node.target) for node in self.graph.nodes}
-        return [targets[region.convs[0]] for region in self.regions]
+        return [self.targets[region.convs[0]] for region in self.regions]
 
 
 class _Execution(fx.Interpreter):
@@ -266,6 +313,7 @@ class _Execution(fx.Interpreter):
             for layer, name in enumerate(region.convs)
         }
         self.skipped: set[str] = set()
+        self.places: dict[int, Tensor] = {}  # kept locations of regions whose values are kept features
         self.inputs: dict[int, Tensor] = {}
         self.drawn: dict[int, tuple[Tensor, Tensor]] = {}
         self.opened: set[int] = set()
@@ -277,6 +325,8 @@ class _Execution(fx.Interpreter):
         """Execute a node; behind an entry draw masks, before an exit mix."""
         if n.name in self.layers and self.layers[n.name][0] not in self.opened:
             result = self.convolve(n, *self.layers[n.name])
+        elif self.reads_entry_in_rows(n):
+            result = self.run_in_rows(n)
         elif n.name in self.skipped:
             result = cast(Tensor, self.map_nodes_to_values(n.args[0], n))  # its convolution has applied it
         else:
@@ -313,23 +363,72 @@ class _Execution(fx.Interpreter):
             dense = torch.ones_like(masks.ch_mask[0, 0, :, 0], dtype=torch.bool)
             hard = x.new_ones(len(dense))
         else:
-            mask, dense, hard = masks.draw(x, self.tau)
+            mask, dense, hard = masks.draw(x, self.tau, self.by_operator(x))
             self.inputs[number] = x
+            region = self.owner.regions[number]
+            if region.in_rows and self.takes_rows(number, x, dense):
+                self.places[number] = kept_places(mask)
         self.drawn[number] = mask, dense
         self.kept.append(kept_fraction(mask, dense[:, None]))
         self.hard_kept.append(hard)
         self.masks.append(mask)
 
+    def by_operator(self, x: Tensor) -> bool:
+        """Whether the toolkit's operators compute mask branches; standard ones have gradients and forms in ONNX."""
+        if self.training or self.owner.multiplies or torch.is_grad_enabled():
+            return False
+        return not (x.is_meta or torch.compiler.is_compiling()) or torch.compiler.is_exporting()
+
+    def takes_rows(self, number: int, x: Tensor, dense: Tensor) -> bool:
+        """Whether a region is computed at kept locations alone."""
+        if not self.by_operator(x):
+            return False
+        if torch.compiler.is_exporting():
+            return number in self.owner.exported_in_rows
+        backend = dispatch.able_or_reference(dispatch.current(self.owner.backend), x)
+        return backend.in_kept_rows and not bool(dense.any())
+
+    def reads_entry_in_rows(self, n: fx.Node) -> bool:
+        """Whether a node inside a region that is computed in rows reads the region's input, which is a whole map."""
+        return any(
+            n.name in self.owner.regions[number].inside
+            and any(value.name == self.owner.regions[number].entry for value in n.all_input_nodes)
+            for number in self.places
+        )
+
+    def run_in_rows(self, n: fx.Node) -> Any:
+        """Execute a node on the region's input at kept locations."""
+        [number] = [k for k in self.places if n.name in self.owner.regions[k].inside]
+        [entry] = [value for value in n.all_input_nodes if value.name == self.owner.regions[number].entry]
+        whole = self.env[entry]
+        self.env[entry] = kept_features(whole, self.places[number])
+        try:
+            return super().run_node(n)
+        finally:
+            self.env[entry] = whole
+
     def convolve(self, n: fx.Node, number: int, layer: int) -> Tensor:
-        """A layer's output, zero where its region's mask drops it."""
+        """A layer's output, zero where its region's mask drops it; of a region in rows kept features."""
         mask, dense = self.drawn[number]
+        region = self.owner.regions[number]
         conv = cast(nn.Conv2d, self.fetch_attr(str(n.target)))
         x = cast(Tensor, self.map_nodes_to_values(n.args[0], n))
         activation = "none"
-        fused = self.owner.regions[number].fused.get(n.name)
+        fused = region.fused.get(n.name)
         if fused is not None:
             self.skipped.add(fused[0])
             activation = fused[1]
+        if number in self.places:
+            prelu, slopes = region.prelus.get(n.name), None
+            if prelu is not None:
+                self.skipped.add(prelu)
+                slopes = cast(nn.PReLU, self.fetch_attr(self.owner.targets[prelu])).weight
+            kept = n.all_input_nodes[0].name != region.entry
+            rows: Tensor = torch.ops.sparsemask.kept_conv(
+                x, conv.weight, conv.bias, mask, self.places[number], conv.padding, conv.dilation, conv.groups, kept,
+                activation, slopes, dispatch.current(self.owner.backend),
+            )  # fmt: skip
+            return rows
         if self.training or self.owner.multiplies or mask.is_floating_point():
             # Behind the activation: a ReLU of 0 has no gradient.
             gate, mine = mask.to(x.dtype), dense[layer].to(x.dtype)
@@ -344,6 +443,13 @@ class _Execution(fx.Interpreter):
 
     def mixed(self, number: int, y: Tensor) -> Tensor:
         """The region's output where it is kept, its bypass elsewhere."""
+        if number in self.places:
+            bypass = cast(nn.Conv2d, self.owner.bypasses[number])
+            whole: Tensor = torch.ops.sparsemask.merge_kept(
+                y, self.inputs.pop(number), self.drawn[number][0], self.places[number], bypass.weight, bypass.bias,
+                dispatch.current(self.owner.backend),
+            )  # fmt: skip
+            return whole
         mask, x = self.drawn[number][0], self.owner.bypasses[number](self.inputs.pop(number))
         return torch.lerp(x, y, mask) if mask.is_floating_point() else torch.where(mask, y, x)
 
@@ -506,7 +612,7 @@ def _fit_branch(masks: RegionMasks, x: Tensor, wanted: Tensor, steps: int) -> No
     scale = x.abs().mean().clamp_min(1e-12)
     parameters = list(masks.spa_mask.parameters())
     with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        first = cast(nn.Conv2d, masks.spa_mask[0])
+        first = cast(nn.Conv2d, masks.spa_mask.first())
         with torch.no_grad():
             first.weight.div_(scale)  # features of any size
         rest = [parameter for parameter in parameters if parameter is not first.weight]

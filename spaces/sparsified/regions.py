@@ -11,7 +11,7 @@ The graph is that of ``torch.fx``, which has every operator in order; the channe
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from sparsemask.errors import UseError, one_line
+from sparsemask.spaces.sparse_conv.locator import NARROWEST, WIDEST
 
 _MODULES = (
     nn.ReLU, nn.ReLU6, nn.PReLU, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.Mish, nn.GELU, nn.Sigmoid, nn.Tanh, nn.Hardswish,
@@ -31,11 +32,24 @@ _FUNCTIONS = {
     torch.mul, torch.relu, torch.sigmoid, torch.tanh, torch.cat, F.relu, F.relu6, F.leaky_relu, F.elu, F.silu, F.mish,
     F.gelu, F.sigmoid, F.tanh, F.hardswish, F.hardsigmoid, F.softplus,
 }  # fmt: skip
+_PRODUCTS, _SUMS = {operator.mul, torch.mul}, {operator.add, operator.sub, torch.add, torch.sub}
+_ZERO_MODULES = (
+    nn.ReLU, nn.ReLU6, nn.PReLU, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.Mish, nn.GELU, nn.Tanh, nn.Hardswish, nn.Identity,
+    nn.Dropout, nn.Dropout2d,
+)  # fmt: skip
+_ZERO_FUNCTIONS = {  # of zeros give zeros
+    operator.neg, operator.getitem, torch.relu, torch.tanh, torch.cat, F.relu, F.relu6, F.leaky_relu, F.elu, F.silu,
+    F.mish, F.gelu, F.tanh, F.hardswish,
+}  # fmt: skip
 _METHODS = {"add", "sub", "mul", "div", "neg", "relu", "sigmoid", "tanh", "contiguous"}
+FULL, POOLED = "full", "pooled"
+BRANCHES = (FULL, POOLED)
+"""Kinds of mask branches: whose first convolution is 3×3 at the features' size, as in networks of versions before; or
+1×1, behind pooling by two."""
 LONGEST = 4  # convolutions of a region that is no residual block
 _MOST = 8  # of a residual block
 _BYPASS = 0.1  # share of a region's multiply-adds that a bypass which mixes channels may cost
-_BRANCH = 0.25  # share of a region's multiply-adds that its mask branch may cost
+_BRANCH = 0.25  # share of a region's multiply-adds that a mask branch of the dearer kind may cost
 Shape = tuple[int, ...]
 
 
@@ -60,12 +74,15 @@ class Region:
         inside: all of its nodes, `exit` included.
         convs: those that are convolutions, in order.
         fused: convolutions whose only reader is a ReLU or leaky ReLU: (its node, as the sparse operator names it).
+        prelus: convolutions whose only reader is a PReLU: its node.
         channels: of `entry`.
         multiply_adds: of each convolution, for the example.
         branch: of the mask branch, for the example.
         bypass: of the bypass, for the example.
         bypass_groups: 1 for a bypass that mixes channels, `channels` for a factor and an offset of each, which is what
             cheap regions get.
+        in_rows: whether it can be computed at kept locations alone: its convolutions read nothing else, where they are
+            dropped, than zeros and the region's input.
     """
 
     entry: str
@@ -73,11 +90,13 @@ class Region:
     inside: frozenset[str]
     convs: tuple[str, ...]
     fused: dict[str, tuple[str, str]]
+    prelus: dict[str, str]
     channels: int
     multiply_adds: tuple[int, ...]
     branch: int
     bypass: int
     bypass_groups: int
+    in_rows: bool
 
 
 def traced(network: nn.Module, example: Tensor) -> fx.Graph:
@@ -117,17 +136,18 @@ def _keep_constants(network: nn.Module, graph: fx.Graph) -> None:
                 owner.register_buffer(name, value, persistent=False)
 
 
-def find_regions(network: nn.Module, graph: fx.Graph) -> list[Region]:
+def find_regions(network: nn.Module, graph: fx.Graph, branch: str = POOLED) -> list[Region]:
     """The regions of a traced network in order, without overlap; those alone whose convolutions outweigh a mask.
 
     Args:
         network: its modules are asked for kernels.
         graph: with shapes, see :func:`traced`.
+        branch: of the masks, of :data:`BRANCHES`.
 
     Returns:
         Residual blocks where there are any, else chains of up to four convolutions.
     """
-    search = _Search(network, graph)
+    search = _Search(network, graph, branch)
     regions: list[Region] = []
     taken: set[str] = set()
     for entry in search.nodes:
@@ -140,11 +160,20 @@ def find_regions(network: nn.Module, graph: fx.Graph) -> list[Region]:
     return regions
 
 
+def branch_cost(branch: str, channels: int, locations: int) -> int:
+    """Multiply-adds of a mask branch of a kind on features of so many channels."""
+    if branch == POOLED:
+        width = max(NARROWEST, min(WIDEST, channels // 4))
+        return locations * (channels * width + 9 * width * width + 18 * width) // 4
+    width = max(1, channels // 4)
+    return int(locations * 9 * (channels * width + (width * width + 2 * width) / 4))
+
+
 class _Search:
     """Looks for regions in one graph."""
 
-    def __init__(self, network: nn.Module, graph: fx.Graph):
-        self.modules, self.nodes = dict(network.named_modules()), list(graph.nodes)
+    def __init__(self, network: nn.Module, graph: fx.Graph, branch: str):
+        self.modules, self.nodes, self.kind = dict(network.named_modules()), list(graph.nodes), branch
         self.index = {node: number for number, node in enumerate(self.nodes)}
 
     def shape(self, node: fx.Node) -> Shape | None:
@@ -246,11 +275,15 @@ class _Search:
         locations, channels = shape[0] * shape[2] * shape[3], shape[1]
         layers = [self.conv(node) for node in convs]
         counts = tuple(locations * layer.weight.numel() for layer in layers if layer is not None)
-        width = max(1, channels // 4)
-        branch = int(locations * 9 * (channels * width + (width * width + 2 * width) / 4))
-        if branch > _BRANCH * sum(counts):
+        if branch_cost(FULL, channels, locations) > _BRANCH * sum(counts):
             return None
         fused = {node.name: found for node in convs if (found := self.activation(node, inside)) is not None}
+        readers = {node.name: list(node.users) for node in convs}
+        prelus = {
+            name: users[0].name
+            for name, users in readers.items()
+            if len(users) == 1 and users[0] in inside and isinstance(self.modules.get(str(users[0].target)), nn.PReLU)
+        }
         names = frozenset(node.name for node in inside)
         mixes = channels * channels * locations <= _BYPASS * sum(counts)
         return Region(
@@ -259,12 +292,44 @@ class _Search:
             inside=names,
             convs=tuple(node.name for node in convs),
             fused=fused,
+            prelus=prelus,
             channels=channels,
             multiply_adds=counts,
-            branch=branch,
+            branch=branch_cost(self.kind, channels, locations),
             bypass=locations * channels * (channels if mixes else 1),
             bypass_groups=1 if mixes else channels,
+            in_rows=self.in_rows(entry, inside),
         )
+
+    def in_rows(self, entry: fx.Node, inside: Sequence[fx.Node]) -> bool:
+        """Whether convolutions of a region read zeros where their input is dropped, or the region's input."""
+        zero: set[fx.Node] = set()  # where they are dropped
+        for node in inside:
+            layer, inputs = self.conv(node), [value for value in node.all_input_nodes if value.op != "get_attr"]
+            if layer is not None:
+                if layer.groups not in (1, layer.in_channels) or not (inputs[0] is entry or inputs[0] in zero):
+                    return False
+                zero.add(node)
+            elif self.keeps_zero(node, zero):
+                zero.add(node)
+        return True
+
+    def keeps_zero(self, node: fx.Node, zero: Collection[fx.Node]) -> bool:
+        """Whether a node that treats locations by themselves gives zero where some of its inputs are."""
+        called = self.modules.get(str(node.target)) if node.op == "call_module" else node.target
+        name = str(called) if node.op == "call_method" else ""
+        if called in _PRODUCTS or name == "mul":
+            return any(value in zero for value in node.all_input_nodes)
+        if called in _SUMS or name in {"add", "sub"}:
+            return len(node.args) == 2 and not node.kwargs and all(value in zero for value in node.args)
+        if called is operator.truediv or name == "div":
+            return node.args[0] in zero
+        known = (
+            isinstance(called, _ZERO_MODULES)
+            or called in _ZERO_FUNCTIONS
+            or name in {"neg", "relu", "tanh", "contiguous"}
+        )
+        return known and all(value in zero for value in node.all_input_nodes)
 
     def activation(self, node: fx.Node, inside: Sequence[fx.Node]) -> tuple[str, str] | None:
         """The ReLU or leaky ReLU that is a convolution's only reader, as the sparse operator names it."""

@@ -12,8 +12,9 @@ from sparsemask.ops import dispatch
 from sparsemask.ops.inverted_residual import around, spread
 from sparsemask.ops.weight_cache import last
 from sparsemask.spaces.backbones.mobilenet_v2 import LinearBottleneck
+from sparsemask.spaces.sparse_conv.locator import Locator
 from sparsemask.spaces.sparse_conv.masked_network import MaskModule
-from sparsemask.spaces.specialized.masks import Channels, Locator, gated
+from sparsemask.spaces.specialized.masks import Channels, gated
 
 
 class MaskedBottleneck(MaskModule, LinearBottleneck):

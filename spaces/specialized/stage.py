@@ -12,8 +12,9 @@ from sparsemask.masks import DOWN, UP
 from sparsemask.ops import dispatch, multiscale_sum  # noqa: F401  registers the operator
 from sparsemask.ops.masked_network import Stage
 from sparsemask.ops.weight_cache import last
+from sparsemask.spaces.sparse_conv.locator import Locator
 from sparsemask.spaces.sparse_conv.masked_network import MaskModule
-from sparsemask.spaces.specialized.masks import Channels, Locator, carry
+from sparsemask.spaces.specialized.masks import Channels, carry
 
 if TYPE_CHECKING:
     from sparsemask.backends.native.decoder import Decoder

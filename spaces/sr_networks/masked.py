@@ -160,13 +160,14 @@ def exportable(network: SparsifiedNetwork, save) -> Exportable:
         save: writes it as safetensors.
     """
     height, width = (torch.export.Dim(name, min=_LEAST, max=1 << 13) for name in ("half_height", "half_width"))
-    plain = copy.deepcopy(network)
-    plain.multiplies = True
+    plain, program = copy.deepcopy(network), copy.deepcopy(network)
+    plain.multiplies, program.exported_in_rows = True, network.follow_masks()
     return Exportable(
         network=network,
         fast=lambda pictures: network(channels_last(pictures)),
         save=save,
-        program=pure(copy.deepcopy(network), _run),
+        program=pure(program, _run),
+        whole=pure(copy.deepcopy(network), _run),
         plain=pure(plain, _run),
         inputs={"picture": torch.zeros(1, 3, *_SIZE)},
         outputs=("larger",),

@@ -23,6 +23,7 @@ from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
 from sparsemask.spaces.sparse_conv.masked_space import MaskedSpace
 from sparsemask.spaces.sparsified import SparsifiedNetwork, begin
 from sparsemask.spaces.sparsified.anchor import MaskAnchor
+from sparsemask.spaces.sparsified.regions import FULL, POOLED
 from sparsemask.spaces.sr_networks import checkpoints
 from sparsemask.spaces.sr_networks.network import SRNetwork
 from sparsemask.weights import load_strictly
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 _EXAMPLE = (1, 3, 48, 48)  # the size by which layers are weighed; shares of multiply-adds do not depend on it
 _DENSE = "network."  # prefix of the dense network's weights
+_BRANCH = "branch"  # of the masks, among the arguments in the network's word
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,8 +63,9 @@ class SRSpace(MaskedSpace):
         with describing("the network's word"):
             arguments = dict(json.loads(word))
             kind = checkpoints.ARCHITECTURES[arguments.pop("architecture")]
+            branch = arguments.pop(_BRANCH, FULL)  # networks of versions before have no other
             network = kind(**arguments)
-        return _sparsified(network)
+        return _sparsified(network, branch)
 
     def flags_of(self, path: str | os.PathLike[str]) -> dict[str, Any]:
         """What a dense network's weights say of the configuration: the network, its scale.
@@ -71,7 +74,7 @@ class SRSpace(MaskedSpace):
             UseError: weights of no known network.
         """
         network = checkpoints.load(path)
-        return {"dense": _word(network), "scale": network.scale}
+        return {"dense": _word(network, POOLED), "scale": network.scale}
 
     def start_masks(
         self, network: nn.Module, inputs: Tensor, keep: float, measure: Callable[..., Tensor] | None = None
@@ -104,7 +107,8 @@ class SRSpace(MaskedSpace):
         if found is None:
             raise UseError(f"{what}: no weights of a super-resolution network with masks")
         kind, arguments, _ = found
-        network = build_described(lambda: _sparsified(kind(**arguments)), state, what)
+        branch = FULL if "region_masks.0.spa_mask.0.weight" in state else POOLED
+        network = build_described(lambda: _sparsified(kind(**arguments), branch), state, what)
         assert isinstance(network, SparsifiedNetwork)
         return network
 
@@ -154,13 +158,14 @@ def load_sparsified(path: str | os.PathLike[str]) -> SparsifiedNetwork:
     return network
 
 
-def _sparsified(network: SRNetwork) -> SparsifiedNetwork:
+def _sparsified(network: SRNetwork, branch: str = POOLED) -> SparsifiedNetwork:
     network.fold()
-    return SparsifiedNetwork(network, torch.zeros(_EXAMPLE), {"dense": _word(network)})
+    return SparsifiedNetwork(network, torch.zeros(_EXAMPLE), {"dense": _word(network, branch)}, branch)
 
 
-def _word(network: SRNetwork) -> str:
-    return json.dumps({"architecture": network.architecture, **network.config})
+def _word(network: SRNetwork, branch: str) -> str:
+    """A network with masks in one word, as configurations have it."""
+    return json.dumps({"architecture": network.architecture, **network.config, _BRANCH: branch})
 
 
 space = SRSpace()

@@ -56,6 +56,10 @@ class DataMask(nn.Sequential):
         """What :func:`sparsemask.sparse.set_mask_mode` freezes."""
         yield from self.parameters()
 
+    def first(self) -> nn.Module:
+        """The convolution of the features."""
+        return self[0]
+
     def logits(self, x: Tensor) -> Tensor:
         """Features (N, C, *spatial) to logits (N, 2, *spatial); odd sizes are padded by their last row and cropped."""
         if self.dims == 1:
