@@ -23,14 +23,12 @@ from sparsemask.masks.decoder import save_decoder
 from sparsemask.options import Parser, adopted
 from sparsemask.pictures import draw_architecture
 from sparsemask.retrain.trained import prediction_writer, read_source, ready, record_evaluation, shortfall
-from sparsemask.spaces.backbones import forms
-from sparsemask.spaces.backbones.truncation import as_saved
+from sparsemask.spaces.backbones import as_saved, forms
 from sparsemask.spaces.connectivity.mask_source import BASELINE, Mask, resolve_mask
 from sparsemask.spaces.connectivity.named_masks import available_masks
 from sparsemask.spaces.connectivity.space import save_network
 from sparsemask.spaces.connectivity_pruned_encoder.space import small_widths
-from sparsemask.spaces.encoder import encoder_weights
-from sparsemask.spaces.teachers import distill_flag, open_teacher, teacher_flag, temperature_flag
+from sparsemask.spaces.pretrained import distill_flag, encoder_weights, open_teacher, teacher_flag, temperature_flag
 from sparsemask.training_setup import Context
 from sparsemask.weights import load_strictly, load_weights
 
@@ -83,14 +81,7 @@ class ConnectivityRetraining(RetrainingFamily[Built, Restored]):
     """Small networks of searched, named and foreign masks."""
 
     verb = "retrain"
-
-    def add_eval_options(self, parser: Parser) -> None:
-        """Flags that both verbs of this family have."""
-        parser.add_section("family", ConnectivityMaskSection)
-
-    def add_options(self, parser: Parser) -> None:
-        """Flags of retraining."""
-        parser.add_section("family", ConnectivityRetrainingSection)
+    section, eval_section = ConnectivityRetrainingSection, ConnectivityMaskSection
 
     def resolve(self, config: RunConfig, given: Mapping) -> RunConfig:
         """Refuse an unusable mask or missing weights; a mask of groups decides the network's numbers."""

@@ -17,7 +17,7 @@ from sparsemask.config import RunConfig, flag
 from sparsemask.engine import Method
 from sparsemask.engine.randomness import seed_all
 from sparsemask.families import Built, TrainingFamily
-from sparsemask.options import Parser, factor, natural, positive, rate
+from sparsemask.options import factor, natural, positive, rate
 from sparsemask.search import proximal
 from sparsemask.spaces.group_sparsity import groups, records
 from sparsemask.spaces.group_sparsity.options import CountingSection, memory_flag
@@ -243,10 +243,7 @@ class GroupSearchFamily(TrainingFamily[BuiltHinged]):
     """Proximal gradient on groups of weights."""
 
     verb = "search"
-
-    def add_options(self, parser: Parser) -> None:
-        """Flags of the search for groups."""
-        parser.add_section("family", GroupSearchSection)
+    section = GroupSearchSection
 
     def build(self, context: Context) -> BuiltHinged:
         """The network with its pairs: from its checkpoint's configuration, from plain weights, or from random ones."""

@@ -8,6 +8,7 @@ from sparsemask import spaces
 from sparsemask.engine.randomness import seed_all
 from sparsemask.families import TrainingFamily
 from sparsemask.options import Parser
+from sparsemask.spaces.pretrained import distill_flag, open_teacher, teacher_flag, temperature_flag
 from sparsemask.spaces.sparse_conv.mask_costs import open_budget
 from sparsemask.spaces.sparse_conv.masking import set_threshold
 from sparsemask.spaces.sparse_conv.records import conclude
@@ -18,7 +19,6 @@ from sparsemask.spaces.sparse_conv.search_method import (
     add_section,
     missed,
 )
-from sparsemask.spaces.teachers import distill_flag, open_teacher, teacher_flag, temperature_flag
 from sparsemask.training_setup import Context
 from sparsemask.weights import load_weights
 

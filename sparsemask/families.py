@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar, over
 from torch import nn
 
 from sparsemask import flags, training_setup
-from sparsemask.config import RunConfig
+from sparsemask.config import RunConfig, Section
 from sparsemask.devices import Arithmetic
 from sparsemask.engine import Method, distributed, fit
 from sparsemask.engine.callbacks import Callback
@@ -86,17 +86,20 @@ class TrainingFamily(ABC, Generic[B]):
 
     Attributes:
         verb: the command's name, as run folders and checkpoints say it.
+        section: the family's flags; None: it has none of its own.
     """
 
     verb: str
+    section: type[Section] | None = None
 
-    @abstractmethod
     def add_options(self, parser: Parser) -> None:
         """Add the family's section, in role ``family``, to a parser that has run, data, network, device and training.
 
         Args:
             parser: its default of ``space`` is the space that the command line is about.
         """
+        if self.section is not None:
+            parser.add_section("family", self.section)
 
     def default_flags(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Flags that say what is started from where nothing else does; they rank below the command line.
@@ -180,11 +183,18 @@ class PruningFamily(ABC):
 
 
 class TrainedFamily(ABC, Generic[R]):
-    """How a family's trained networks are read again and evaluated."""
+    """How a family's trained networks are read again and evaluated.
 
-    @abstractmethod
+    Attributes:
+        eval_section: the family's flags of evaluation and export; None: it has none of its own.
+    """
+
+    eval_section: type[Section] | None = None
+
     def add_eval_options(self, parser: Parser) -> None:
         """Add the family's flags of evaluation and export."""
+        if self.eval_section is not None:
+            parser.add_section("family", self.eval_section)
 
     @abstractmethod
     def restore(self, parser: Parser, given: dict[str, Any], run: Run | None) -> R:

@@ -23,6 +23,7 @@ from sparsemask.errors import UseError, meant
 from sparsemask.files import write_text
 
 T = TypeVar("T")
+N = TypeVar("N", int, float)
 
 SECTIONS = ("search", "prune", "retrain", "eval", "specialize", "study")
 # Flags that steer one call and do not belong to the run: never written to its configuration.
@@ -353,36 +354,35 @@ _KINDS = dict.fromkeys(("positive", "natural", "byte", "int"), "a whole number")
 )
 
 
+def _within(value: N, allowed: bool, what: str) -> N:
+    """The value, where it is allowed; `what` says what must be, and what it is."""
+    if not allowed:
+        raise argparse.ArgumentTypeError(f"must be {what}")
+    return value
+
+
 def positive(text: str) -> int:
     """argparse type: an integer of at least 1."""
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
-    return value
+    return _within(value, value >= 1, f"at least 1, not {value}")
 
 
 def natural(text: str) -> int:
     """argparse type: an integer of at least 0."""
     value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be at least 0, not {value}")
-    return value
+    return _within(value, value >= 0, f"at least 0, not {value}")
 
 
 def byte(text: str) -> int:
     """argparse type: an integer of 0 to 255."""
     value = int(text)
-    if not 0 <= value <= 255:
-        raise argparse.ArgumentTypeError(f"must be 0 to 255, not {value}")
-    return value
+    return _within(value, 0 <= value <= 255, f"0 to 255, not {value}")
 
 
 def factor(text: str) -> float:
     """argparse type: a finite number above 0."""
     value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a finite number above 0, not {text}")
-    return value
+    return _within(value, 0 < value < float("inf"), f"a finite number above 0, not {text}")
 
 
 def amount(text: str) -> float:
@@ -447,22 +447,16 @@ def stage_at(parts: Sequence[tuple[float, T]], share: float) -> T:
 def fraction(text: str) -> float:
     """argparse type: a number in [0, 1)."""
     value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"must be in [0, 1), not {text}")
-    return value
+    return _within(value, 0 <= value < 1, f"in [0, 1), not {text}")
 
 
 def part(text: str) -> float:
     """argparse type: a number from 0 to 1."""
     value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must be from 0 to 1, not {text}")
-    return value
+    return _within(value, 0 <= value <= 1, f"from 0 to 1, not {text}")
 
 
 def rate(text: str) -> float:
     """argparse type: a finite number of at least 0."""
     value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a finite number of at least 0, not {text}")
-    return value
+    return _within(value, 0 <= value < float("inf"), f"a finite number of at least 0, not {text}")

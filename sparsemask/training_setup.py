@@ -22,7 +22,6 @@ from sparsemask.engine.records import read_rows
 from sparsemask.errors import UseError, say
 from sparsemask.pictures import draw_curves
 from sparsemask.tracking.names import check as check_trackers
-from sparsemask.tracking.protocol import TrackedRun
 from sparsemask.tracking.trackers import Trackers
 from sparsemask.weights import describe_safetensors
 
@@ -98,19 +97,9 @@ class Context:
                 opt.write_config(self.run.config, self.config)
 
     def track(self, trackers: Trackers, verb: str) -> None:
-        """Begin to track the run, or go on with it, and note what the trackers know it as."""
-        if not self.main:
-            return
-        folder = self.run.folder.resolve()
-        top = Path("runs").resolve()
-        name = folder.relative_to(top).as_posix() if folder.is_relative_to(top) else folder.name
-        step = self.state["step"] if self.state else 0
-        known = self.run.info().get("trackers")
-        found = trackers.start(
-            TrackedRun(name, self.run.folder, verb, self.config.flat(), step), known if isinstance(known, dict) else {}
-        )
-        if found:
-            self.run.note(trackers=found)
+        """Begin to track the run, or go on with it."""
+        if self.main:
+            trackers.begin(self.run, verb, self.config.flat(), self.state["step"] if self.state else 0)
 
     def draw_training(self, model: nn.Module) -> None:
         """Draw the curves of the run's metrics, and predictions on validation samples."""

@@ -34,9 +34,9 @@ ASIDE = (
     "VOC12/", "sparsemask/report/", "sparsemask/pictures/", "sparsemask/_checkout.py", "sparsemask/errors.py",
     "sparsemask/files.py", "sparsemask/locks.py", "sparsemask/containers.py", "sparsemask/processes.py",
     "sparsemask/tables.py", "sparsemask/timing.py", "sparsemask/costs.py", "sparsemask/devices.py",
-    "sparsemask/finite.py", "sparsemask/own.py", "sparsemask/plugins.py", "sparsemask/checkpoint_schema.py",
-    "sparsemask/weight_files.py",
+    "sparsemask/finite.py", "sparsemask/plugins.py", "sparsemask/checkpoint_schema.py", "sparsemask/weight_files.py",
     "sparsemask/engine/interrupt.py", "sparsemask/engine/distributed.py", "sparsemask/engine/records.py",
+    "sparsemask/tracking/", "sparsemask/command_lines.py",  # who is told of a run; the texts of advice
 )  # fmt: skip
 STRETCH = 6
 
@@ -259,11 +259,11 @@ COUNTS = {
 }
 
 
-def road(root: Path) -> list[str]:
-    """Files of the product of which a function runs from a search over its mask to an evaluation, on a tiny data set.
+def road(root: Path) -> dict[str, int]:
+    """Files of the product of which a function runs from a search over its mask to an evaluation, and how many do.
 
-    The way of the default space, without what draws. It is gone twice and watched the second time, so that what only
-    runs when a file is loaded is not counted.
+    The way of the default space on a tiny data set, without what draws. It is gone twice and watched the second time,
+    so that what only runs when a file is loaded is not counted.
     """
     sys.path[:0] = [str(root), str(root / "tests")]
     from importlib import import_module
@@ -274,11 +274,11 @@ def road(root: Path) -> list[str]:
     installed = "sparsemask." if (root / "sparsemask" / "_checkout.py").exists() else ""
     names = ("search.run", "prune.prune", "retrain.train", "retrain.eval")
     verbs = [import_module(installed + name).main for name in names]
-    seen: set[str] = set()
+    seen: dict[str, set[str]] = defaultdict(set)
 
     def watch(frame: FrameType, event: str, _: object) -> None:
         if event == "call" and frame.f_code.co_flags & inspect.CO_OPTIMIZED:  # a function, not a file or a class
-            seen.add(frame.f_code.co_filename)
+            seen[frame.f_code.co_filename].add(frame.f_code.co_qualname.split(".<locals>")[0])
 
     def go(name: str) -> None:
         lines = (
@@ -300,10 +300,9 @@ def road(root: Path) -> list[str]:
         go("2")
         sys.setprofile(None)
         os.chdir(before)
-    inside = sorted(
-        Path(path).resolve().relative_to(root) for path in seen if Path(path).resolve().is_relative_to(root)
-    )
-    return [str(path) for path in inside if path.parts[0] in ROOMS]
+    ours = {Path(path).resolve(): len(names) for path, names in seen.items()}
+    inside = {path.relative_to(root): count for path, count in ours.items() if path.is_relative_to(root)}
+    return {str(path): inside[path] for path in sorted(inside) if path.parts[0] in ROOMS}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -317,7 +316,8 @@ def main(argv: list[str] | None = None) -> int:
     if given.road:
         files = road(root)
         read = [path for path in files if not path.startswith(ASIDE)]
-        print("\n".join(read))
+        for path in read:
+            print(f"{files[path]:4} functions  {path}")
         print(f"{len(read)} files are read, {len(files)} run")
         return 0
     files = sources(root)

@@ -4,16 +4,19 @@ import numpy as np
 import pytest
 
 from sparsemask.errors import UseError
-from sparsemask.masks.connectivity import DOWN, UP, load_mask, save_mask
 from sparsemask.masks.decoder import (
+    DOWN,
     FULL,
     POINTWISE,
     SEPARABLE,
+    UP,
     DecoderMask,
     as_decoder,
     decoder_mask,
     load_decoder,
+    load_mask,
     save_decoder,
+    save_mask,
 )
 from sparsemask.spaces.connectivity.encoding import mask_word, read_mask
 from sparsemask.spaces.connectivity.named_masks import available_masks, is_named, named_mask, random_decoder

@@ -26,7 +26,7 @@ from sparsemask.retrain.group_sparsity.teacher import FineTuning, build_teacher,
 from sparsemask.retrain.trained import read_source, ready, record_evaluation, shortfall
 from sparsemask.spaces.group_sparsity import records
 from sparsemask.spaces.group_sparsity.options import memory_flag
-from sparsemask.spaces.teachers import distill_flag, same_teacher, teacher_flag, temperature_flag
+from sparsemask.spaces.pretrained import distill_flag, same_teacher, teacher_flag, temperature_flag
 from sparsemask.tables import format_count
 from sparsemask.training_setup import Context
 from sparsemask.weights import bare_state, load_strictly, read_checkpoint
@@ -116,14 +116,7 @@ class GroupRetraining(RetrainingFamily[BuiltPruned, RestoredPruned]):
     """Small networks of the kept groups."""
 
     verb = "retrain"
-
-    def add_options(self, parser: Parser) -> None:
-        """Flags of retraining."""
-        parser.add_section("family", GroupRetrainingSection)
-
-    def add_eval_options(self, parser: Parser) -> None:
-        """Flags of evaluation."""
-        parser.add_section("family", GroupEvaluationSection)
+    section, eval_section = GroupRetrainingSection, GroupEvaluationSection
 
     def resolve(self, config: RunConfig, given: Mapping) -> RunConfig:
         """Check the mask, and that the weights belong to it."""

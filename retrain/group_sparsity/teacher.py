@@ -16,7 +16,7 @@ from sparsemask.engine import Method
 from sparsemask.engine.distillation import Teacher
 from sparsemask.errors import UseError
 from sparsemask.masks.groups import GroupMask
-from sparsemask.spaces.teachers import named
+from sparsemask.spaces.pretrained import named
 from sparsemask.weights import config_of, load_strictly, load_weights
 
 

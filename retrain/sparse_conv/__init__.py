@@ -24,7 +24,8 @@ from sparsemask.options import Parser, adopted, natural, rate
 from sparsemask.retrain.masked_network import NETWORK, share
 from sparsemask.retrain.sparse_conv.table import evaluation_text, record
 from sparsemask.retrain.trained import prediction_writer, read_source, ready, record_evaluation, shortfall
-from sparsemask.spaces.backbones.truncation import as_saved
+from sparsemask.spaces.backbones import as_saved
+from sparsemask.spaces.pretrained import distill_flag, open_teacher, teacher_flag, temperature_flag
 from sparsemask.spaces.protocols import HasFastForm, HasViews
 from sparsemask.spaces.sparse_conv.mask_costs import PAYING, leave_paying, masks_flag
 from sparsemask.spaces.sparse_conv.masking import apply_masks, fix_masks, hard_masks, set_threshold
@@ -32,7 +33,6 @@ from sparsemask.spaces.sparse_conv.measuring import Watch
 from sparsemask.spaces.sparse_conv.plan import known_plans
 from sparsemask.spaces.sparse_conv.planning import Planner, unmask
 from sparsemask.spaces.sparse_conv.records import conclude, evaluate_kept
-from sparsemask.spaces.teachers import distill_flag, open_teacher, teacher_flag, temperature_flag
 from sparsemask.sparse import available_backends, repeatable, set_backend
 from sparsemask.training_setup import Context
 from sparsemask.weights import bare_state, load_strictly, read_checkpoint
@@ -187,14 +187,11 @@ class SparseConvRetraining(RetrainingFamily[Built, Restored]):
     """Networks whose masks a search has learnt."""
 
     verb = "retrain"
-
-    def add_options(self, parser: Parser) -> None:
-        """Flags of retraining."""
-        parser.add_section("family", SparseConvRetrainingSection)
+    section, eval_section = SparseConvRetrainingSection, SparseConvEvaluationSection
 
     def add_eval_options(self, parser: Parser) -> None:
-        """Flags of evaluation."""
-        parser.add_section("family", SparseConvEvaluationSection)
+        """The section, and the flags of the space's views."""
+        super().add_eval_options(parser)
         views = spaces.get(parser.get_default("space")).views
         if views is not None:
             parser.add_section("views", views)
@@ -302,7 +299,7 @@ class SparseConvRetraining(RetrainingFamily[Built, Restored]):
             _unmask(restored, task, space, context)
         if config.evaluation.out:
             say(f"predictions in {config.evaluation.out}")
-        record_evaluation(restored, task, scores, {"eval": record(model, task, scores, table, by_module)})
+        record_evaluation(restored, task, scores, {"eval": record(task, scores, table, by_module)})
         if watch.disagreement:
             distributed.warn(f"error: {watch.disagreement}")
             return 1

@@ -88,7 +88,7 @@ def evaluation_text(
     return "\n".join(lines)
 
 
-def record(model: nn.Module, task: Task, scores: Scores, costs: Tensor, by_module: dict) -> dict:
+def record(task: Task, scores: Scores, costs: Tensor, by_module: dict) -> dict:
     """Return an evaluation's entry of run.json; arguments as :func:`evaluation_text`."""
     *by_input, mean = ({k: _known(v) for k, v in row.items()} for row in cost_rows(costs))
     entries = task.record(scores)

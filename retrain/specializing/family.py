@@ -21,7 +21,8 @@ from sparsemask.options import Parser, natural, part, rate
 from sparsemask.retrain.masked_network import NETWORK, share
 from sparsemask.retrain.specializing.forms import compare_forms
 from sparsemask.retrain.specializing.start import newest_start, resolve_start
-from sparsemask.spaces.backbones.truncation import as_saved
+from sparsemask.spaces.backbones import as_saved
+from sparsemask.spaces.pretrained import NONE, distill_flag, open_teacher, teacher_flag, temperature_flag
 from sparsemask.spaces.protocols import Distilled
 from sparsemask.spaces.sparse_conv import search_method
 from sparsemask.spaces.sparse_conv.mask_costs import (
@@ -38,7 +39,6 @@ from sparsemask.spaces.sparse_conv.planning import open_modules
 from sparsemask.spaces.sparse_conv.records import conclude
 from sparsemask.spaces.sparsified import SparsifiedNetwork
 from sparsemask.spaces.sparsified.anchor import MaskAnchor
-from sparsemask.spaces.teachers import NONE, distill_flag, open_teacher, teacher_flag, temperature_flag
 from sparsemask.tasks import EvaluationContext, Task
 from sparsemask.training_setup import Context
 from sparsemask.weights import load_weights

@@ -17,7 +17,7 @@ from sparsemask.engine.randomness import seed_all
 from sparsemask.engine.records import read_rows
 from sparsemask.errors import UseError, say
 from sparsemask.families import Built, TrainingFamily
-from sparsemask.options import Parser, fraction, natural, positive, rate
+from sparsemask.options import fraction, natural, positive, rate
 from sparsemask.pictures import draw_architecture, draw_weight_history, draw_weights
 from sparsemask.search.connectivity.latency import LatencySearch
 from sparsemask.search.connectivity.one_shot import OneShotSearch
@@ -27,8 +27,14 @@ from sparsemask.spaces.connectivity.budget import BudgetSection, cost_side, meas
 from sparsemask.spaces.connectivity.budget_rules import prune_to_budget
 from sparsemask.spaces.connectivity.named_masks import available_masks, is_wider
 from sparsemask.spaces.connectivity.prune_rules import prune_report
-from sparsemask.spaces.encoder import encoder_form, encoder_weights
-from sparsemask.spaces.teachers import distill_flag, open_teacher, teacher_flag, temperature_flag
+from sparsemask.spaces.pretrained import (
+    distill_flag,
+    encoder_form,
+    encoder_weights,
+    open_teacher,
+    teacher_flag,
+    temperature_flag,
+)
 from sparsemask.training_setup import Context
 from sparsemask.weights import load_strictly
 
@@ -149,10 +155,7 @@ class ConnectivitySearchFamily(TrainingFamily[Built]):
     """The fully dense network and its connection weights."""
 
     verb = "search"
-
-    def add_options(self, parser: Parser) -> None:
-        """Flags of the connectivity search."""
-        parser.add_section("family", ConnectivitySearchSection)
+    section = ConnectivitySearchSection
 
     def resolve(self, config: RunConfig, given: Mapping[str, Any]) -> RunConfig:
         """Settle the method and the budget, and refuse one below what any mask costs."""

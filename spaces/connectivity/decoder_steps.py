@@ -1,7 +1,7 @@
 """What the fast form of a connectivity network executes, as a list of steps with the multiply-adds of each.
 
-As in :func:`sparsemask.spaces.connectivity.fusion.decode`, every feature is activated and convolved once, for all that
-take it; a stage adds what has one size, resizes each sum to its own size, adds the sums and applies ReLU6.
+As in :func:`sparsemask.spaces.connectivity.search_network.decode`, every feature is activated and convolved once, for
+all that take it; a stage adds what has one size, resizes each sum to its own size, adds the sums and applies ReLU6.
 """
 
 from __future__ import annotations

@@ -13,10 +13,15 @@ from sparsemask.errors import UseError
 from sparsemask.masks import DOWN, UP
 from sparsemask.masks.decoder import FULL, MULTIPLE, SEPARABLE, DecoderMask, check_decoder, deepest_end_point
 from sparsemask.spaces.backbones.mobilenet_v2 import MobileNetV2
-from sparsemask.spaces.connectivity.fusion import batch_norm_errors, decode, upsample
 from sparsemask.spaces.connectivity.operations import ContextBlock, FullConvolution, Layers, SeparableConvolution
 from sparsemask.spaces.connectivity.pruned_network import Structure
-from sparsemask.spaces.connectivity.search_network import build_backbone, init_convolutions
+from sparsemask.spaces.connectivity.search_network import (
+    batch_norm_errors,
+    build_backbone,
+    decode,
+    init_convolutions,
+    upsample,
+)
 
 
 class ElasticConv(nn.Conv2d):

@@ -14,9 +14,14 @@ from sparsemask.inference import fold_pairs
 from sparsemask.masks import DOWN, UP
 from sparsemask.masks.decoder import POINTWISE, DecoderMask, check_decoder, deepest_end_point
 from sparsemask.spaces.backbones import truncate_
-from sparsemask.spaces.connectivity.fusion import batch_norm_errors, decode, upsample
 from sparsemask.spaces.connectivity.operations import OPERATION_MODULES, ContextBlock
-from sparsemask.spaces.connectivity.search_network import build_backbone, init_convolutions
+from sparsemask.spaces.connectivity.search_network import (
+    batch_norm_errors,
+    build_backbone,
+    decode,
+    init_convolutions,
+    upsample,
+)
 from sparsemask.spaces.connectivity.widths import layer_names, narrow_
 
 

@@ -21,8 +21,8 @@ from sparsemask.spaces import backbones
 from sparsemask.spaces.backbones import forms
 from sparsemask.spaces.backbones.mobilenet_v2 import LinearBottleneck
 from sparsemask.spaces.connectivity.encoding import mask_word
-from sparsemask.spaces.connectivity.fusion import batch_norm_errors, upsample
 from sparsemask.spaces.connectivity.pruned_network import PrunedNetwork
+from sparsemask.spaces.connectivity.search_network import batch_norm_errors, upsample
 from sparsemask.spaces.specialized.accounting import Accounts, number
 from sparsemask.spaces.specialized.bottleneck import MaskedBottleneck
 from sparsemask.spaces.specialized.chain import EncoderChain

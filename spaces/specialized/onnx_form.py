@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from sparsemask.masks import UP
 from sparsemask.masks.decoder import DecoderMask
-from sparsemask.spaces.connectivity.fusion import decode
 from sparsemask.spaces.connectivity.pruned_network import PrunedNetwork
+from sparsemask.spaces.connectivity.search_network import decode
 from sparsemask.spaces.sparse_conv.locator import Locator
 from sparsemask.spaces.specialized.bottleneck import MaskedBottleneck
 from sparsemask.spaces.specialized.channel_masked_bottleneck import NarrowBottleneck

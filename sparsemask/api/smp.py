@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from sparsemask.errors import UseError
 from sparsemask.masks.decoder import deepest_end_point
 from sparsemask.spaces.connectivity import PrunedNetwork
-from sparsemask.spaces.connectivity.fusion import batch_norm_errors, upsample
 from sparsemask.spaces.connectivity.pruned_network import Structure
+from sparsemask.spaces.connectivity.search_network import batch_norm_errors, upsample
 
 
 class Encoder(nn.Module):

@@ -100,7 +100,7 @@ def export_onnx(
     model = program.model_proto
     if plans:
         complete(model, plans)
-    _name_sizes(model, exportable)
+    _name_sizes(model)
     _spell_out_prelu(model.graph)
     for key, value in (about or {}).items():
         entry = model.metadata_props.add()
@@ -156,7 +156,7 @@ def _raise(reason: str | None) -> None:
         raise UseError(reason)
 
 
-def _name_sizes(model, exportable: Exportable) -> None:
+def _name_sizes(model) -> None:
     """Name the dynamic sizes of the inputs (batch, height, width) in place of the tracer's symbols."""
     names = {}
     for graph_input in model.graph.input:

@@ -3,7 +3,7 @@
 The names here are of connectivity masks, which other code of the toolkit uses most.
 """
 
-from sparsemask.masks.connectivity import (
+from sparsemask.masks.decoder import (
     DOWN,
     UP,
     check_mask,

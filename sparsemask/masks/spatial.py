@@ -19,7 +19,7 @@ import numpy as np
 from sparsemask.errors import UseError, one_line
 from sparsemask.files import sha256
 from sparsemask.masks import npz
-from sparsemask.masks.connectivity import check_mask
+from sparsemask.masks.decoder import check_mask
 
 __all__ = [
     "FORMAT",

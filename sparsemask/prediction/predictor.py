@@ -20,7 +20,7 @@ from sparsemask.ops.dispatch import repeatable
 from sparsemask.pictures.overlay import blend
 from sparsemask.pictures.predictions import save_prediction
 from sparsemask.prediction.description import Description
-from sparsemask.tasks.dense.views import average_views
+from sparsemask.tasks.dense.task import average_views
 from sparsemask.VOC12.images import read_picture, rgb_array
 
 Picture: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray | Tensor"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -78,3 +79,25 @@ class Tracker(ABC):
     @abstractmethod
     def finish(self, complete: bool) -> None:
         """End the tracking; `complete` is false where an error or a signal ended the run."""
+
+
+class LoggedTracker(Tracker):
+    """A tracker whose package has runs with `log`, `Image` and `Histogram`; `start` sets `_run`."""
+
+    package: ClassVar[str]
+    _run: Any
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """See :meth:`Tracker.scalars`."""
+        self._run.log(dict(values), step=step)
+
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """See :meth:`Tracker.images`."""
+        kind = importlib.import_module(self.package).Image
+        self._run.log({f"pictures/{name}": kind(image) for name, image in images.items()}, step=step)
+
+    def histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
+        """See :meth:`Tracker.histograms`."""
+        kind = importlib.import_module(self.package).Histogram
+        spreads = {name: kind(np_histogram=(s.counts, s.edges)) for name, s in histograms.items()}
+        self._run.log(spreads, step=step)

@@ -17,6 +17,7 @@ from torch import nn
 
 from sparsemask.errors import UseError, one_line, say
 from sparsemask.plugins import imported, is_own
+from sparsemask.runs import Run
 from sparsemask.tracking.names import KNOWN, NONE, check, split_names
 from sparsemask.tracking.protocol import Histogram, TrackedRun, Tracker
 
@@ -55,6 +56,25 @@ class Trackers:
 
     def __bool__(self) -> bool:
         return bool(self._active)
+
+    def begin(self, run: Run, verb: str, flags: Mapping[str, Any], step: int) -> None:
+        """Begin to track a run, or go on with it, and note in its folder what the trackers know it as.
+
+        Args:
+            run: that is tracked.
+            verb: what trains it.
+            flags: its configuration, by name.
+            step: that it is resumed after; 0 for a run that begins.
+
+        Raises:
+            UseError: as :meth:`start`.
+        """
+        folder, top = run.folder.resolve(), Path("runs").resolve()
+        name = folder.relative_to(top).as_posix() if folder.is_relative_to(top) else folder.name
+        known = run.info().get("trackers")
+        found = self.start(TrackedRun(name, run.folder, verb, flags, step), known if isinstance(known, dict) else {})
+        if found:
+            run.note(trackers=found)
 
     def start(self, run: TrackedRun, known: Mapping[str, str] | None = None) -> dict[str, str]:
         """Begin with all of them.

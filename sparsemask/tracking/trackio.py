@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 
-import numpy as np
-
-from sparsemask.tracking.protocol import Histogram, TrackedRun, Tracker
+from sparsemask.tracking.protocol import LoggedTracker, TrackedRun
 
 
-class Trackio(Tracker):
+class Trackio(LoggedTracker):
     """By trackio, which knows a run by its name."""
+
+    package = "trackio"
 
     def start(self, run: TrackedRun) -> str:
         """See :meth:`Tracker.start`."""
@@ -25,23 +24,6 @@ class Trackio(Tracker):
             embed=False,
         )
         return str(self._run.name)
-
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """See :meth:`Tracker.scalars`."""
-        self._run.log(dict(values), step=step)
-
-    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """See :meth:`Tracker.images`."""
-        import trackio
-
-        self._run.log({f"pictures/{name}": trackio.Image(image) for name, image in images.items()}, step=step)
-
-    def histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
-        """See :meth:`Tracker.histograms`."""
-        import trackio
-
-        spreads = {name: trackio.Histogram(np_histogram=(s.counts, s.edges)) for name, s in histograms.items()}
-        self._run.log(spreads, step=step)
 
     def finish(self, complete: bool) -> None:
         """See :meth:`Tracker.finish`."""

@@ -282,8 +282,8 @@ class ShrinkPlan:
             place = place_of(device_of_network(self.network))
         ends = Accounting(self.network, self.graph, frozen=True).layers(candidate.removed)
         changes = (LayerChange(layer, self.origin.widths.get(layer, now), now) for layer, now in ends.items())
-        unfoldable = locked_layers(self.network, self.graph, choice.unfoldable, UNFOLDABLE)
-        changing = locked_layers(self.network, self.graph, candidate.removed & self.graph.approximate)
+        unfoldable = locked_layers(self.graph, choice.unfoldable, UNFOLDABLE)
+        changing = locked_layers(self.graph, candidate.removed & self.graph.approximate)
         former = former_report(self.network)
         before_that, changed_before = (former.recipe, former.approximate) if former else (None, ())
         statistics = statistics_of(self.fold)
@@ -342,8 +342,8 @@ def planned(
     for c in every:
         free[c.elements] = True
     locked = (
-        *locked_layers(network, graph, ~free),
-        *locked_layers(network, graph, free & ~chosen, "left out by name (only, skip)"),
+        *locked_layers(graph, ~free),
+        *locked_layers(graph, free & ~chosen, "left out by name (only, skip)"),
     )
     counted = count_costs(network, inputs)
     if origin is None:

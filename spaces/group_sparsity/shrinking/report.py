@@ -214,9 +214,7 @@ def _costs(values: Mapping[str, Any]) -> Costs:
     )
 
 
-def locked_layers(
-    network: nn.Module, graph: ChannelGraph, elements: np.ndarray, reason: str = ""
-) -> tuple[Locked, ...]:
+def locked_layers(graph: ChannelGraph, elements: np.ndarray, reason: str = "") -> tuple[Locked, ...]:
     """The layers that make some elements, bool (graph.count,), with the graph's reasons unless one is given."""
     result = []
     for node in graph.nodes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from sparsemask import datasets
 from sparsemask.config import RunConfig
@@ -28,7 +29,6 @@ from sparsemask.engine.distributed import warn
 from sparsemask.errors import UseError
 from sparsemask.tasks import protocol
 from sparsemask.tasks.dense.augmentation import Augmentation, check_name
-from sparsemask.tasks.dense.views import average_views, resize
 from sparsemask.tasks.protocol import Evaluation, Task, spread_indices
 from sparsemask.VOC12.dataset import SegmentationDataset
 from sparsemask.VOC12.palette import IGNORE
@@ -328,3 +328,45 @@ class MapTask(DenseTask):
         from sparsemask.pictures import draw_maps
 
         draw_maps(samples, path)
+
+
+def resize(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear with aligned corners, as published; skipped when the size is right already."""
+    if logits.shape[-2:] == tuple(size):
+        return logits
+    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=True)
+
+
+def average_views(
+    model: Callable[[Tensor], Tensor],
+    images: Tensor,
+    arithmetic: Arithmetic,
+    probabilities: Callable[[Tensor], Tensor],
+    flips: bool = False,
+    scales: Sequence[float] = (1.0,),
+) -> Tensor:
+    """Mean over copies of images of what a network says of them.
+
+    Args:
+        model: gives logits (N, C, h, w).
+        images: (N, 3, H, W).
+        arithmetic: device and precision.
+        probabilities: what is averaged, of float32 logits (N, C, H, W).
+        flips: average over mirrored copies too.
+        scales: average over copies enlarged by these factors.
+
+    Returns:
+        (N, C, H, W).
+    """
+    size = (images.shape[-2], images.shape[-1])
+    total = torch.zeros((), device=images.device)
+    for scale in scales:
+        scaled = images
+        if scale != 1.0:
+            to = [max(1, round(s * scale)) for s in size]
+            scaled = F.interpolate(images, size=to, mode="bilinear", align_corners=False)
+        for mirrored in (False, True) if flips else (False,):
+            logits = arithmetic.run(model, scaled.flip(-1) if mirrored else scaled)
+            logits = resize(logits.flip(-1) if mirrored else logits, size)
+            total = total + probabilities(logits.float())
+    return total / (len(scales) * (1 + flips))

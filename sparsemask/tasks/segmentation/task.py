@@ -13,8 +13,7 @@ from sparsemask import datasets
 from sparsemask.config import RunConfig
 from sparsemask.engine import distributed
 from sparsemask.errors import UseError, say
-from sparsemask.tasks.dense.task import IGNORE, DenseTask
-from sparsemask.tasks.dense.views import resize
+from sparsemask.tasks.dense.task import IGNORE, DenseTask, resize
 from sparsemask.tasks.segmentation.class_weights import AUTO, median_frequency, read_weights, spell_weights
 from sparsemask.tasks.segmentation.scores import ConfusionMeter, SegmentationScores, by_class, class_table
 from sparsemask.VOC12.dataset import SegmentationDataset

@@ -44,7 +44,7 @@ def grid_subsample(
     # Sums of distances from the corner: means keep float32's precision far from the origin, too.
     means = _means(xyz - origin, inverse, count) + origin
     coloured = None if features is None else _means(features, inverse, count).astype(np.float32)
-    voted = None if labels is None else _majority(np.asarray(labels), order, inverse, count)
+    voted = None if labels is None else _majority(np.asarray(labels), inverse, count)
     out = (means.astype(np.float64 if xyz.dtype == np.float64 else np.float32), coloured, voted)
     return (*out, inverse) if voxels else out
 
@@ -83,7 +83,7 @@ def _means(values: np.ndarray, voxel: np.ndarray, count: np.ndarray) -> np.ndarr
     return np.stack([np.bincount(voxel, column, len(count)) for column in values.T], axis=1) / count[:, None]
 
 
-def _majority(labels: np.ndarray, order: np.ndarray, voxel: np.ndarray, count: np.ndarray) -> np.ndarray:
+def _majority(labels: np.ndarray, voxel: np.ndarray, count: np.ndarray) -> np.ndarray:
     """The label of most of each voxel's points, by sorting (voxel, label) and taking the longest run."""
     low = int(labels.min())
     span = int(labels.max()) - low + 1
