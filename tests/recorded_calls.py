@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sparsemask.backends.native import inverted_residual, library, multiscale_sum, points, predict_mask
+from sparsemask.backends.native import block, inverted_residual, library, multiscale_sum, points, predict_mask
 
 _WORDS = 8
 _SEGMENT = (5, 2)  # words of a segment, and how many of them, at its beginning, are addresses
@@ -32,6 +32,7 @@ _STRUCTS = {
     "sm_scales": multiscale_sum._Scales,
     "sm_inverted": inverted_residual._Inverted,
     "sm_locate": predict_mask._Locate,
+    "sm_module": block._Module,
 }
 SILENT = ("sm_width", "sm_advise", "sm_keep_memory", "sm_version")  # they compute nothing
 
@@ -132,6 +133,9 @@ class _Call:
                 self.listed(one.segments, one.n_segments, *_SEGMENT)
             if hasattr(one, "scales") and one.n:
                 self.listed(one.scales, one.n, *_SCALE)
+            if kind is block._Module:
+                self.structs(one.layers, block._Layer, one.n_layers)
+                self.add(one.offsets, _WORDS * one.n_taps, np.int64)
             for name, form in kind._fields_:
                 if form is ctypes.c_void_p:
                     self.point(mine, number * size + getattr(kind, name).offset, getattr(one, name) or 0)

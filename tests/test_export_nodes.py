@@ -182,7 +182,7 @@ def test_super_resolution_with_masks_of_any_size(tmp_path):
     net = masked("SRVGGNetCompact")
     made = spaces.get("sr").exportable(net, image(16, 16), None)
     same(made, [image(16, 16), image(24, 20)], tmp_path / "net.onnx")
-    assert kinds(tmp_path / "net.onnx") == {"Conv"}
+    assert kinds(tmp_path / "net.onnx") == {"Conv", "PredictMask"}
 
 
 @pytest.mark.slow

@@ -257,7 +257,7 @@ def test_pictures_are_enlarged(scale, size):
         assert torch.allclose(folded(net)(x), y, atol=0.05)
         net.fc_conv.weight.zero_(), net.fc_conv.bias.zero_()
         wanted = F.interpolate(x, scale_factor=float(scale), mode="bicubic", align_corners=False)
-        assert torch.allclose(net(x), wanted)  # a fresh head adds to bicubic
+        assert torch.allclose(net(x), wanted, atol=1e-3)  # a fresh head adds to bicubic
 
 
 def test_a_block_of_masks_starts_from_the_dense_one():

@@ -113,7 +113,8 @@ extern "C" void sm_module(const sm::Module* given) {
     const int64_t middle = m.offsets[m.n_taps / 2];
     for (int64_t i = 0; i < m.n_layers; i++)
         if (const int64_t n = m.layers[i].dense) dense.push_back({layers[i].everywhere, m.interior, n, middle, n});
-    both = dense;
+    // One by one: a vector's copy would need a symbol of a newer libstdc++ than wheels may.
+    for (const sm::Segment& one : dense) both.push_back(one);
     for (int64_t i = 0; i < m.n_layers; i++)
         if (const int64_t n = m.layers[i].sparse) both.push_back({layers[i].here, m.compact, n, middle, n});
     sm::Product parts[2] = {module_product(m, m.at_kept, m.n_kept, both, collect, m.columns),
