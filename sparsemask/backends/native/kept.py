@@ -24,7 +24,7 @@ from sparsemask.ops.merge_kept import MergeKeptCall
 from sparsemask.ops.weight_cache import Derived
 
 _derived = Derived()
-_masks = Derived(entries=16)
+_masks = Derived(entries=2)  # a region at a time; tables are as large as maps
 
 
 class _Locations:
