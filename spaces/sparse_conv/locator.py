@@ -19,6 +19,11 @@ NARROWEST, WIDEST = 4, 16  # channels of a mask branch
 _EAGER = 0.5  # initial logits ±0.5 of keep and drop: a new branch keeps most locations
 
 
+def width_of(channels: int) -> int:
+    """Channels of a mask branch on so many."""
+    return max(NARROWEST, min(WIDEST, channels // 4))
+
+
 class Locator(nn.Sequential):
     """The mask branch: predicts a module's data mask from its input by a light hourglass at half the size.
 
@@ -34,7 +39,7 @@ class Locator(nn.Sequential):
     backend = "auto"  # see :func:`sparsemask.sparse.set_backend`
 
     def __init__(self, channels: int, stride: int = 1):
-        width = max(NARROWEST, min(WIDEST, channels // 4))
+        width = width_of(channels)
         final = nn.ConvTranspose2d(width, 2, 3, 2, 1, output_padding=1) if stride == 1 else nn.Conv2d(width, 2, 1)
         super().__init__(
             nn.AvgPool2d(2), nn.Conv2d(channels, width, 1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU(),
@@ -84,7 +89,7 @@ class Locator(nn.Sequential):
             (mask, hard mask), (N, 1, h, w) each; the mask is soft while masks are learnt, else the hard one.
         """
         if self.folded:
-            mask = self.predicted(x, self.backend, apply_relu6)
+            mask = self.predicted(x, apply_relu6)
             return mask, mask
         logits = self.logits(F.relu6(x) if apply_relu6 else x)
         drop, keep = logits.detach().split(1, 1)
@@ -93,9 +98,10 @@ class Locator(nn.Sequential):
             return gumbel_mask(logits, tau)[:, 1:], hard
         return hard, hard
 
-    def predicted(self, x: Tensor, backend: str, apply_relu6: bool = False) -> Tensor:
+    def predicted(self, x: Tensor, apply_relu6: bool = False) -> Tensor:
         """The hard mask of features, bool (N, 1, h, w), by a single operator; for inference."""
-        mask: Tensor = torch.ops.sparsemask.locate(x, *self.described(), apply_relu6, dispatch.current(backend))
+        chosen = dispatch.current(self.backend)
+        mask: Tensor = torch.ops.sparsemask.locate(x, *self.described(), apply_relu6, chosen)
         return mask
 
     def multiply_adds(self, height: int, width: int) -> int:

@@ -21,7 +21,6 @@ from sparsemask.ops import (
 )
 from sparsemask.ops.kept_conv import kept_features, kept_places
 from sparsemask.ops.layout import to_channels_last
-from sparsemask.ops.predict_mask import margin
 from sparsemask.spaces.group_sparsity.shrinking.targets import Target
 from sparsemask.spaces.sparse_conv.budget_calibration import meet_budget
 from sparsemask.spaces.sparse_conv.locator import Locator
@@ -130,9 +129,8 @@ class RegionMasks(MaskModule, ChannelMask):
         if isinstance(self.spa_mask, DataMask):
             return cast(Tensor, self.spa_mask(x))
         if by_operator:
-            return self.spa_mask.predicted(x, self.spa_mask.backend)
-        logits = self.spa_mask.logits(x)
-        return logits[:, 1:] - logits[:, :1] > margin(self.spa_mask.threshold)
+            return self.spa_mask.predicted(x)
+        return cast(Tensor, self.spa_mask(x)[1])
 
 
 def _straight_through(margin: Tensor, tau: float, threshold: float = 0.5) -> Tensor:
@@ -325,12 +323,10 @@ class _Execution(fx.Interpreter):
         """Execute a node; behind an entry draw masks, before an exit mix."""
         if n.name in self.layers and self.layers[n.name][0] not in self.opened:
             result = self.convolve(n, *self.layers[n.name])
-        elif self.reads_entry_in_rows(n):
-            result = self.run_in_rows(n)
         elif n.name in self.skipped:
             result = cast(Tensor, self.map_nodes_to_values(n.args[0], n))  # its convolution has applied it
         else:
-            result = super().run_node(n)
+            result = self.run_in_rows(n)
         if n.name in self.left and self.left[n.name] not in self.opened:
             result = self.mixed(self.left[n.name], result)
         if n.name in self.entered:
@@ -388,24 +384,18 @@ class _Execution(fx.Interpreter):
         backend = dispatch.able_or_reference(dispatch.current(self.owner.backend), x)
         return backend.in_kept_rows and not bool(dense.any())
 
-    def reads_entry_in_rows(self, n: fx.Node) -> bool:
-        """Whether a node inside a region that is computed in rows reads the region's input, which is a whole map."""
-        return any(
-            n.name in self.owner.regions[number].inside
-            and any(value.name == self.owner.regions[number].entry for value in n.all_input_nodes)
-            for number in self.places
-        )
-
     def run_in_rows(self, n: fx.Node) -> Any:
-        """Execute a node on the region's input at kept locations."""
-        [number] = [k for k in self.places if n.name in self.owner.regions[k].inside]
-        [entry] = [value for value in n.all_input_nodes if value.name == self.owner.regions[number].entry]
-        whole = self.env[entry]
-        self.env[entry] = kept_features(whole, self.places[number])
-        try:
-            return super().run_node(n)
-        finally:
-            self.env[entry] = whole
+        """Execute a node, which reads the input of a region in rows, if it does, at kept locations."""
+        regions = self.owner.regions
+        for number, places in self.places.items():
+            entry = next((value for value in n.all_input_nodes if value.name == regions[number].entry), None)
+            if entry is not None and n.name in regions[number].inside:
+                whole, self.env[entry] = self.env[entry], kept_features(self.env[entry], places)
+                try:
+                    return super().run_node(n)
+                finally:
+                    self.env[entry] = whole
+        return super().run_node(n)
 
     def convolve(self, n: fx.Node, number: int, layer: int) -> Tensor:
         """A layer's output, zero where its region's mask drops it; of a region in rows kept features."""

@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from sparsemask.errors import UseError, one_line
-from sparsemask.spaces.sparse_conv.locator import NARROWEST, WIDEST
+from sparsemask.spaces.sparse_conv.locator import width_of
 
 _MODULES = (
     nn.ReLU, nn.ReLU6, nn.PReLU, nn.LeakyReLU, nn.ELU, nn.SiLU, nn.Mish, nn.GELU, nn.Sigmoid, nn.Tanh, nn.Hardswish,
@@ -163,7 +163,7 @@ def find_regions(network: nn.Module, graph: fx.Graph, branch: str = POOLED) -> l
 def branch_cost(branch: str, channels: int, locations: int) -> int:
     """Multiply-adds of a mask branch of a kind on features of so many channels."""
     if branch == POOLED:
-        width = max(NARROWEST, min(WIDEST, channels // 4))
+        width = width_of(channels)
         return locations * (channels * width + 9 * width * width + 18 * width) // 4
     width = max(1, channels // 4)
     return int(locations * 9 * (channels * width + (width * width + 2 * width) / 4))
@@ -278,11 +278,11 @@ class _Search:
         if branch_cost(FULL, channels, locations) > _BRANCH * sum(counts):
             return None
         fused = {node.name: found for node in convs if (found := self.activation(node, inside)) is not None}
-        readers = {node.name: list(node.users) for node in convs}
+        readers = {node.name: self.only_reader(node, inside) for node in convs}
         prelus = {
-            name: users[0].name
-            for name, users in readers.items()
-            if len(users) == 1 and users[0] in inside and isinstance(self.modules.get(str(users[0].target)), nn.PReLU)
+            name: reader.name
+            for name, reader in readers.items()
+            if reader is not None and isinstance(self.modules.get(str(reader.target)), nn.PReLU)
         }
         names = frozenset(node.name for node in inside)
         mixes = channels * channels * locations <= _BYPASS * sum(counts)
@@ -331,12 +331,16 @@ class _Search:
         )
         return known and all(value in zero for value in node.all_input_nodes)
 
+    def only_reader(self, node: fx.Node, inside: Sequence[fx.Node]) -> fx.Node | None:
+        """What alone reads a node, if it lies inside of the region."""
+        users = list(node.users)
+        return users[0] if len(users) == 1 and users[0] in inside else None
+
     def activation(self, node: fx.Node, inside: Sequence[fx.Node]) -> tuple[str, str] | None:
         """The ReLU or leaky ReLU that is a convolution's only reader, as the sparse operator names it."""
-        users = list(node.users)
-        if len(users) != 1 or users[0] not in inside:
+        user = self.only_reader(node, inside)
+        if user is None:
             return None
-        user = users[0]
         slope: object = None
         layer = self.modules.get(str(user.target)) if user.op == "call_module" else None
         if isinstance(layer, nn.ReLU) or user.target in (F.relu, torch.relu):

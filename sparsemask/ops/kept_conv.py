@@ -8,7 +8,6 @@ sums, gates) is computed at kept locations alone, by torch. For inference.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,9 +21,6 @@ from sparsemask.ops.dense_part import dense_conv
 from sparsemask.ops.geometry import Geometry
 from sparsemask.ops.layout import from_rows, to_rows
 from sparsemask.ops.registration import register
-
-if TYPE_CHECKING:
-    pass
 
 SCHEMA = (
     "(Tensor x, Tensor weight, Tensor? bias, Tensor mask, Tensor places, int[] padding, int[] dilation, int groups, "

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +18,6 @@ from torch import Tensor
 from sparsemask.errors import UseError
 from sparsemask.ops import dispatch
 from sparsemask.ops.registration import register
-
-if TYPE_CHECKING:
-    pass
-
 
 WIDEST = 16  # channels of a branch, as many as kernels have room for
 

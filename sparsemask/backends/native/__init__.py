@@ -100,11 +100,7 @@ class Native(Backend):
 
     def conv(self, call: ConvCall) -> Tensor:
         """Kept rows in full, dropped rows from dense to dense channels."""
-        if call.x.dtype == torch.float32:
-            return conv.conv(call)
-        if call.geometry.groups == 1:
-            return bfloat16.conv(call, _packed_kind(call.weight) if call.x.shape[1] >= _PAYING else tiles.BFLOAT16)
-        return conv.conv(_wide(call, call.x)).to(call.x.dtype)
+        return _lone(call, conv.conv, bfloat16.conv)
 
     def whole_conv(self, call: ConvCall) -> Tensor:
         """The same, all rows by torch's convolution, dropped ones set afterwards: the backend `dense`."""
@@ -136,16 +132,11 @@ class Native(Backend):
 
     def kept_conv(self, call: KeptConvCall) -> Tensor:
         """Kept rows alone, which lie side by side."""
-        if call.x.dtype == torch.float32:
-            return kept.conv(call)
-        if call.geometry.groups == 1:
-            return kept.packed_conv(call, _packed_kind(call.weight) if call.x.shape[1] >= _PAYING else tiles.BFLOAT16)
-        return kept.conv(_wide(call, call.x)).to(call.x.dtype)
+        return _lone(call, kept.conv, kept.packed_conv)
 
     def merge_kept(self, call: MergeKeptCall) -> Tensor:
         """The convolution at dropped rows alone; in float32."""
-        groups = call.groups
-        if groups not in (1, call.x.shape[1]) or call.x.dtype != torch.float32:
+        if call.groups not in (1, call.x.shape[1]) or call.x.dtype != torch.float32:
             return super().merge_kept(call)
         return kept.merge(call)
 
@@ -237,6 +228,20 @@ class Native(Backend):
 
 
 _PAYING = 64  # channels, from which on a layer by itself gains more in int8 than the way there takes
+
+
+_Lone = TypeVar("_Lone", ConvCall, KeptConvCall)
+
+
+def _lone(
+    call: _Lone, plain: Callable[[_Lone], Tensor], packed: Callable[[_Lone, torch.dtype], Tensor]
+) -> Tensor:  # fmt: skip
+    """A layer by itself, by the products that its type and groups allow."""
+    if call.x.dtype == torch.float32:
+        return plain(call)
+    if call.geometry.groups == 1:
+        return packed(call, _packed_kind(call.weight) if call.x.shape[1] >= _PAYING else tiles.BFLOAT16)
+    return plain(_wide(call, call.x)).to(call.x.dtype)
 
 
 def _packed_kind(*weights: Tensor) -> torch.dtype:
