@@ -1,12 +1,14 @@
 """Every network of fine-grained masks as it is handed out: its plan beside its dense and its skipping form.
 
     python bench/plans.py "--space smsr --pretrained_model smsr_x2.pt --data_test set5" "--run runs/points"
-    python bench/plans.py "--run runs/stereo" --threads 1 2 --unmask 0.005 --out plans
+    python bench/plans.py "--run runs/stereo" --threads 1 2 --unmask 0.005 --out plans.json
+    python bench/plans.py "--run runs/stereo" "--run runs/points" --compiled     the unmasked form compiled, too
 
 Each argument is a command line of retrain/eval.py. Forms of the same weights, timed in turn on the first validation
-items: *unmasked*, everything kept by plain operators, is another function; *masked dense* and *skip* are the network's
-own, as is *plan*, what was chosen of the two part by part. *dropped*: with --unmask, the plan of the network without
-the masks that cost time, its metric on --eval_limit items beside. Ratios above 1 are faster. One thread: processor
+items: *unmasked*, everything kept by plain operators, batch norms folded, and *compiled*, the same by torch.compile, are
+another function; *masked dense* and *skip* are the network's own, as is *plan*, what was chosen of the two part by
+part. *dropped*: with --unmask, the plan of the network without the masks that cost time, its metric on --eval_limit
+items beside. Ratios above 1 are faster; *gain* is against the faster of the unmasked forms. One thread: processor
 time, so that other processes change little; more: by the clock.
 """
 
@@ -37,10 +39,10 @@ from sparsemask.timing import timer
 
 COLUMNS = {
     "network": "network", "size": "size", "threads": "threads", "kept": "kept", "unmasked": "unmasked ms",
-    "dense": "masked dense ms", "skip": "skip ms", "plan": "plan ms", "chosen": "dense parts",
-    "own": "best own form / plan", "gain": "unmasked / plan",
+    "compiled": "compiled ms", "dense": "masked dense ms", "skip": "skip ms", "plan": "plan ms", "chosen": "dense parts",
+    "own": "best own form / plan", "gain": "best unmasked / plan",
 }  # fmt: skip
-DROPPED = {"dropped": "masks dropped: ms", "dropped gain": "unmasked / dropped", "metric": "metric, dropped"}
+DROPPED = {"dropped": "masks dropped: ms", "dropped gain": "best unmasked / dropped", "metric": "metric, dropped"}
 
 
 class Quality:
@@ -77,6 +79,7 @@ def _rows(restored, options: argparse.Namespace) -> list[dict]:
     quality, network = Quality(restored), restored.model.requires_grad_(False)
     space, source = spaces.get(restored.config.network.space), quality.task.eval_data
     dense_form, found, dropped = space.dense_form(network), [], None
+    compiled = torch.compile(dense_form) if options.compiled else None
     for index in range(min(options.items, len(source))):
         inputs, _ = data.collate(source, [source[index]])
         for threads in options.threads:
@@ -91,6 +94,9 @@ def _rows(restored, options: argparse.Namespace) -> list[dict]:
             }  # fmt: skip
             if not network.parts():
                 del calls["dense"]  # it has one form
+            if compiled is not None:
+                calls["compiled"] = functools.partial(compiled, inputs)
+                compiled(inputs)
             if options.unmask is not None and dropped is None:
                 dropped = unmask(network, inputs, quality, options.unmask)
             if dropped is not None and dropped.modules:
@@ -101,10 +107,11 @@ def _rows(restored, options: argparse.Namespace) -> list[dict]:
             row = {"network": name, "size": space.size_words(plan.shape), "threads": threads, "kept": plan.kept}
             row |= {str(key): value for key, value in times.items()}
             row["chosen"] = f"{len(plan.dense)} of {len(plan.backends)}" if plan.backends else "-"
+            best = min(times[name] for name in ("unmasked", "compiled") if name in times)
             row["own"] = min(times[name] for name in ("dense", "skip", "plan") if name in times) / times["plan"]
-            row["gain"], row["busy"] = times["unmasked"] / times["plan"], busy
+            row["gain"], row["busy"] = best / times["plan"], busy
             if "dropped" in times:
-                row["dropped gain"] = times["unmasked"] / times["dropped"]
+                row["dropped gain"] = best / times["dropped"]
                 row["metric"] = f"{quality.task.primary} {dropped.before:.4f} to {dropped.after:.4f}"
             found.append(row)
             print({key: show(value) for key, value in row.items()}, file=sys.stderr, flush=True)  # as they come
@@ -132,11 +139,13 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=1, help="validation items of each (default: 1)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=10.0, help="for the timing of a row, about (default: 10)")
+    parser.add_argument("--compiled", action="store_true", help="time the unmasked network compiled, too")
     parser.add_argument("--unmask", type=float, default=None, help="by how much the metric may fall for masks dropped")
     parser.add_argument("--out", type=Path, default=None, help="json file of the figures")
     options = parser.parse_args()
     found = [row for line in options.networks for row in rows(line, options)]
-    columns = COLUMNS | (DROPPED if any("dropped" in row for row in found) else {})
+    columns = {key: title for key, title in COLUMNS.items() if key != "compiled" or options.compiled}
+    columns |= (DROPPED if any("dropped" in row for row in found) else {})
     print(markdown_table([{key: show(row.get(key, "-")) for key in columns} for row in found], columns))
     own, gain = ([row[key] for row in found] for key in ("own", "gain"))
     print(f"\nplan against its best own form: least {min(own):.2f}; against unmasked: least {min(gain):.2f}")
