@@ -5,8 +5,8 @@
     python bench/plans.py "--run runs/stereo" "--run runs/points" --compiled     the unmasked form compiled, too
 
 Each argument is a command line of retrain/eval.py. Forms of the same weights, timed in turn on the first validation
-items: *unmasked*, everything kept by plain operators, batch norms folded, and *compiled*, the same by torch.compile, are
-another function; *masked dense* and *skip* are the network's own, as is *plan*, what was chosen of the two part by
+items: *unmasked*, everything kept by plain operators, batch norms folded, and *compiled*, the same by torch.compile,
+are another function; *masked dense* and *skip* are the network's own, as is *plan*, what was chosen of the two part by
 part. *dropped*: with --unmask, the plan of the network without the masks that cost time, its metric on --eval_limit
 items beside. Ratios above 1 are faster; *gain* is against the faster of the unmasked forms. One thread: processor
 time, so that other processes change little; more: by the clock.
@@ -39,8 +39,8 @@ from sparsemask.timing import timer
 
 COLUMNS = {
     "network": "network", "size": "size", "threads": "threads", "kept": "kept", "unmasked": "unmasked ms",
-    "compiled": "compiled ms", "dense": "masked dense ms", "skip": "skip ms", "plan": "plan ms", "chosen": "dense parts",
-    "own": "best own form / plan", "gain": "best unmasked / plan",
+    "compiled": "compiled ms", "dense": "masked dense ms", "skip": "skip ms", "plan": "plan ms",
+    "chosen": "dense parts", "own": "best own form / plan", "gain": "best unmasked / plan",
 }  # fmt: skip
 DROPPED = {"dropped": "masks dropped: ms", "dropped gain": "best unmasked / dropped", "metric": "metric, dropped"}
 
@@ -145,7 +145,7 @@ def main() -> None:
     options = parser.parse_args()
     found = [row for line in options.networks for row in rows(line, options)]
     columns = {key: title for key, title in COLUMNS.items() if key != "compiled" or options.compiled}
-    columns |= (DROPPED if any("dropped" in row for row in found) else {})
+    columns |= DROPPED if any("dropped" in row for row in found) else {}
     print(markdown_table([{key: show(row.get(key, "-")) for key in columns} for row in found], columns))
     own, gain = ([row[key] for row in found] for key in ("own", "gain"))
     print(f"\nplan against its best own form: least {min(own):.2f}; against unmasked: least {min(gain):.2f}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import torch
 import torch.nn.functional as F
 
 from sparsemask.backends.native import library, tiles
+from sparsemask.backends.native.conv import Product
 from sparsemask.backends.native.grid import grid
 from sparsemask.backends.native.rows import to_rows
 from sparsemask.costs import compare
@@ -61,16 +63,14 @@ def inside(x, weight, mask, geometry):
     """The layer as it runs between two others of a module: compact rows in, compact rows out, the lists made before."""
     tables = grid(1, tuple(x.shape[2:]), geometry)
     kept, _, compact = library.split(mask)
-    way, at = library.lookup(tables.interior, compact), library.lookup(kept, tables.position)
+    way = library.lookup(tables.interior, compact)
     rows = to_rows(x)[kept.long()].contiguous()
-    channels, out = x.shape[1], torch.empty(len(kept), weight.shape[0])
-    group = library.group_of(weight.shape[0], channels)
-    packed = library.pack(weight.flatten(2).permute(2, 1, 0).reshape(-1, weight.shape[0]), group)
-    taps = library.Taps(rows, way, tables.classes[0].offsets, channels)
-    target = library.Target(out)
+    out = torch.empty(len(kept), weight.shape[0])
+    product = Product(weight.flatten(2).permute(2, 1, 0), None, 1, False, tables)
+    calls = product.calls(rows, dataclasses.replace(tables, interior=way), kept, out, (1, 0.0), side_by_side=True)
 
     def run() -> torch.Tensor:
-        library.product(at, taps, packed, weight.shape[0], target, activation=(1, 0.0), group=group)
+        library.products(calls)
         return out
 
     return run

@@ -74,7 +74,7 @@ def _block(call: BlockCall, attention: Attention | None) -> Tensor:
     }  # fmt: skip
     for name, tensor in tensors.items():
         setattr(args, name, tensor.data_ptr())
-    args.offsets = offsets.ctypes.data
+    args.offsets, args.pitch = offsets.ctypes.data, tables.pitch
     with Workspace() as space:
         args.memory = space.take(1, plan.floats(len(rows), len(kept))).data_ptr()
         library.lib().sm_module(ctypes.addressof(args))
@@ -90,6 +90,7 @@ class _Layer(ctypes.Structure):
         ("full_group", _I),
         ("dropping", _P),
         ("dropping_group", _I),
+        ("squared", _P),
     ]
 
 
@@ -124,6 +125,7 @@ class _Module(ctypes.Structure):
         ("compact", _P),
         ("n_taps", _I),
         ("offsets", _P),
+        ("pitch", _I),
         ("memory", _P),
         ("out", _P),
         ("threads", _I),
@@ -147,9 +149,12 @@ class _Plan:
             packed = library.pack(taps.flatten(0, 1), full)
             packed_dropping = library.pack(taps[:, :n_dense, :n_outs].flatten(0, 1), dropping)
             self.held += [packed, packed_dropping]
-            listed.append(
-                _Layer(n_outs, wide - n_outs, packed.data_ptr(), full, packed_dropping.data_ptr() or None, dropping)
-            )
+            made = _Layer(n_outs, wide - n_outs, packed.data_ptr(), full, packed_dropping.data_ptr() or None, dropping)
+            if tuple(weight.shape[2:]) == (3, 3) and library.in_squares(taps.shape[1], wide):
+                squared = library.pack_squares(taps)
+                self.held.append(squared)
+                made.squared = squared.data_ptr()
+            listed.append(made)
             order, n_dense, n_sparse = outs, n_outs, wide - n_outs
             everywhere.append(number * wide + outs[:n_outs])
             here.append(number * wide + outs[n_outs:])

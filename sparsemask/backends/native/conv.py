@@ -170,6 +170,14 @@ class Product:
         group = 0 if plain else library.group_of(self.columns // self.groups, self.depth)
         self.more = {"narrow": narrow, "clear": clear, "places": places, "group": group}
         self.bias = bias.clone() if bias is not None else None  # not the live parameter
+        squared = (
+            tables.pitch
+            and not narrow
+            and not depthwise
+            and self.groups == 1
+            and library.in_squares(self.depth, self.columns)
+        )
+        self.squared = library.pack_squares(taps) if squared else None
         self.packed = []
         for one in tables.classes:
             chosen = taps[[index for index, _ in one.taps]]  # (taps of the class, depth, columns)
@@ -188,23 +196,37 @@ class Product:
 
     def calls(
         self, rows: Tensor, tables: Grid, listed: Tensor, out: Tensor, act: tuple[int, float], *,
-        slopes: Tensor | None = None, side_by_side: bool = False,
+        slopes: Tensor | None = None, side_by_side: bool = False, squares: tuple[Tensor, Tensor] | None = None,
     ) -> list[library.Call]:  # fmt: skip
         """What computes the outputs `listed` (n,) int32 from rows (R, C_in) into their rows of `out` (·, C_out).
 
         Depth-wise products are run at once. slopes: (C_out,), see :class:`library.Call`. side_by_side: outputs of one
-        class go to the first n rows of `out` instead.
+        class go to the first n rows of `out` instead. squares: :func:`library.squares` of `listed`, if it is at hand.
         """
         wide, deep = self.columns // self.groups, self.depth if not self.depthwise else self.columns
-        parts = [(listed, library.lookup(listed, tables.position))]
-        if tables.kind is not None:
-            parts = library.partition(listed, tables.kind, len(tables.classes), tables.position)
-        calls = []
-        for one, packed, (mine, pos) in zip(tables.classes, self.packed, parts, strict=True):
+        pos = library.lookup(listed, tables.position)
+        parts: list[tuple[Tensor | None, Tensor]] = [(None if side_by_side else listed, pos)]
+        calls: list[library.Call] = []
+        if self.squared is not None:
+            found, rest = squares or library.squares(pos, tables.pitch)
+            to_found, to_rest = (
+                outputs if side_by_side else library.lookup(outputs, listed) for outputs in (found.flatten(), rest)
+            )
+            begins = Taps(rows, tables.interior, tables.classes[0].offsets[:: library.TAPS_OF_SQUARES], deep)
+            calls.append(
+                library.Call(
+                    library.lookup(found[:, 0].contiguous(), pos), begins, self.squared, wide, Target(out, to_found),
+                    bias=self.bias, activation=act, slopes=slopes, pitch=tables.pitch,
+                )
+            )  # fmt: skip
+            parts = [(to_rest, library.lookup(rest, pos))]
+        elif tables.kind is not None:
+            parts = list(library.partition(listed, tables.kind, len(tables.classes), tables.position))
+        for one, packed, (to, pos) in zip(tables.classes, self.packed, parts, strict=True):
             for g in range(self.groups):
                 part = rows[:, g * deep : (g + 1) * deep]
                 segments = Taps(part, tables.interior, one.offsets, deep)
-                target = Target(out[:, g * wide : (g + 1) * wide], None if side_by_side else mine)
+                target = Target(out[:, g * wide : (g + 1) * wide], to)
                 bias, mine_slopes = (
                     None if one is None else one[g * wide : (g + 1) * wide] for one in (self.bias, slopes)
                 )

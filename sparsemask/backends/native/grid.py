@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparsemask.ops.geometry import Geometry
+
 
 @dataclass(frozen=True)
 class Class:
@@ -34,17 +36,19 @@ class Class:
 class Grid:
     """interior: int32 (padded positions,); position: int32 (outputs,); outputs in row order, batch first.
 
-    kind: uint8 (outputs,), the class of each, where there are several.
+    kind: uint8 (outputs,), the class of each, where there are several. pitch: where outputs read 3×3 places, and their
+    neighbours one place further, positions from one line to the next; else 0.
     """
 
     interior: Tensor
     position: Tensor
     classes: tuple[Class, ...]
     kind: Tensor | None
+    pitch: int = 0
 
 
 @lru_cache(maxsize=64)
-def grid(batch: int, spatial: tuple[int, ...], geometry) -> Grid:
+def grid(batch: int, spatial: tuple[int, ...], geometry: Geometry) -> Grid:
     """The tables for inputs (batch, C, *spatial) under a geometry."""
     outputs = geometry.output_size(spatial)
     axes = [_axis(*each, geometry) for each in zip(range(len(spatial)), spatial, outputs, strict=True)]
@@ -79,7 +83,14 @@ def grid(batch: int, spatial: tuple[int, ...], geometry) -> Grid:
         classes.append(Class(tuple(taps), None))
     if kind is not None:
         kind = kind.expand(batch, *outputs).reshape(-1)
-    return Grid(interior.flatten(), position.expand(batch, *outputs).reshape(-1).to(torch.int32), tuple(classes), kind)
+    listed = position.expand(batch, *outputs).reshape(-1).to(torch.int32)
+    return Grid(interior.flatten(), listed, tuple(classes), kind, sizes[-1] if _in_squares(geometry) else 0)
+
+
+def _in_squares(geometry: Geometry) -> bool:
+    """Whether squares of outputs can be computed together, see src/squares.h."""
+    plain = (geometry.stride[-2:], geometry.dilation[-2:]) == ((1, 1), (1, 1))
+    return geometry.kernel[-2:] == (3, 3) and plain and not geometry.transposed
 
 
 @dataclass(frozen=True)
@@ -90,7 +101,7 @@ class _Axis:
     classes: tuple[Class, ...]
 
 
-def _axis(d: int, size: int, outputs: int, geometry) -> _Axis:
+def _axis(d: int, size: int, outputs: int, geometry: Geometry) -> _Axis:
     kernel, stride, dilation = geometry.kernel[d], geometry.stride[d], geometry.dilation[d]
     pad, at = geometry.padding[d], torch.arange(outputs)
     if not geometry.transposed:

@@ -34,6 +34,7 @@ class _Locations:
         self._batch, self._spatial = len(mask), tuple(mask.shape[2:])
         self.kept, self.dropped, self._compact = library.split(mask.contiguous())
         self._grids: dict[Geometry, Grid] = {}
+        self._squares: tuple[Tensor, Tensor] | None = None  # of all convolutions: 3×3 that keep the size read alike
 
     def grid(self, geometry: Geometry, kept: bool) -> Grid:
         """The tables of a geometry, for features of all locations or of the kept ones."""
@@ -45,6 +46,12 @@ class _Locations:
             interior = library.lookup(tables.interior, cast(Tensor, self._compact))
             found = self._grids[geometry] = dataclasses.replace(tables, interior=interior)
         return found
+
+    def squares(self, tables: Grid) -> tuple[Tensor, Tensor]:
+        """Squares among the kept ones; see :func:`library.squares`."""
+        if self._squares is None:
+            self._squares = library.squares(library.lookup(self.kept, tables.position), tables.pitch)
+        return self._squares
 
 
 def _locations(mask: Tensor) -> _Locations:
@@ -68,7 +75,10 @@ def conv(call: KeptConvCall) -> Tensor:
     act = activation_code(call.activation) if slopes is None else activation_code("leaky_relu")
     out = library.empty(len(places.kept), len(weight))
     rows = _rows(call.x) if call.kept else to_rows(call.x)
-    library.products(product.calls(rows, tables, places.kept, out, act, slopes=slopes, side_by_side=True))
+    squares = None if product.squared is None else places.squares(tables)
+    library.products(
+        product.calls(rows, tables, places.kept, out, act, slopes=slopes, side_by_side=True, squares=squares)
+    )
     return as_kept(out)
 
 

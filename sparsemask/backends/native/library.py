@@ -21,6 +21,7 @@ from sparsemask.backends.native import build
 from sparsemask.errors import UseError
 
 LARGE = 1 << 20  # numbers from which memory is worth asking for large pages
+LEAST = 24  # channels, read or written, for which squares of outputs are worth their transformation
 NEAR = 1 << 18  # numbers that a core's cache holds
 _P, _I = ctypes.c_void_p, ctypes.c_int64
 
@@ -54,6 +55,7 @@ class _Product(ctypes.Structure):
         ("places", _P),
         ("slopes", _P),
         ("group", _I),
+        ("pitch", _I),
     ]
 
 
@@ -110,6 +112,7 @@ _ENTRIES: dict[str, tuple[list, type | None]] = {
     "sm_pack_groups": ([_P, _I, _I, _I, _P], None),
     "sm_split": ([_P, _I, _P, _P, _P], _I),
     "sm_partition": ([_P, _I, _P, _I, _P, _P, _P, _P], None),
+    "sm_squares": ([_P, _I, _I, _P, _P], _I),
     "sm_lookup": ([_P, _I, _P, _P], None),
     "sm_fill": ([_P, _I, _I, _P, _I, _P, _P, _I, _I], None),
     "sm_narrow": ([_P, _I, _I, _P, _I, _P, _I], None),
@@ -291,6 +294,37 @@ def partition(listed: Tensor, kind: Tensor, kinds: int, position: Tensor) -> lis
     return [(values[a:b], pos[a:b]) for a, b in itertools.pairwise(starts.tolist())]
 
 
+# G of F(2x2, 3x3), see src/squares.h.
+_FILTER = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], dtype=torch.float64)
+
+
+TAPS_OF_SQUARES = 9  # of a kernel's 3×3 layers
+
+
+def in_squares(depth: int, columns: int) -> bool:
+    """Whether so many channels are computed by squares faster than output by output."""
+    return min(depth, columns) >= LEAST
+
+
+def pack_squares(taps: Tensor) -> Tensor:
+    """Weights (9 L, depth, columns) of kernels (L, 3, 3) as products of squares read them (src/squares.h), float32."""
+    depth, columns = taps.shape[1:]
+    lines = taps.double().reshape(-1, 3, 3, depth, columns)
+    transformed = torch.einsum("ua,vb,labdc->uvldc", _FILTER, _FILTER, lines).flatten(2, 3).flatten(0, 1)
+    return torch.cat([pack(one) for one in transformed])
+
+
+def squares(pos: Tensor, pitch: int) -> tuple[Tensor, Tensor]:
+    """Which of the outputs at `pos` (n,) int32, which rise, are squares of 2×2; lines are `pitch` positions apart.
+
+    Returns:
+        The outputs of squares (squares, 4) int32, upper ones first, and those that are in none (rest,) int32.
+    """
+    found, rest = torch.empty(2, len(pos), dtype=torch.int32)
+    count = lib().sm_squares(pos.data_ptr(), len(pos), pitch, found.data_ptr(), rest.data_ptr())
+    return found[: 4 * count].view(-1, 4), rest[: len(pos) - 4 * count]
+
+
 def lookup(index: Tensor, values: Tensor) -> Tensor:
     """values[index] where index >= 0, else -1; int32."""
     out = torch.empty_like(index)
@@ -356,7 +390,8 @@ class Call:
     `out` is written at, or at those that add_map (R,) int32 says of them. sums: (threads, columns) float64, to which
     the outputs are added. narrow: `packed` is :func:`pack_narrow`'s; outputs go to the columns `places` (columns,)
     int32, or the first ones, and of the columns before `clear` the others are zeroed then. slopes: (columns,) float32,
-    of the leaky ReLU of each column. group: as `packed` has it.
+    of the leaky ReLU of each column. group: as `packed` has it. pitch: rows are squares, `pos` is of their upper left
+    outputs, `out.at` (4n,) of all; see src/problem.h.
     """
 
     def __init__(
@@ -378,6 +413,7 @@ class Call:
         places: Tensor | None = None,
         slopes: Tensor | None = None,
         group: int = 0,
+        pitch: int = 0,
     ):
         # As the struct lies: base, map, stride, offset, length.
         if isinstance(segments, Taps):
@@ -405,6 +441,7 @@ class Call:
             places=places.data_ptr() if places is not None else None,
             slopes=slopes.data_ptr() if slopes is not None else None,
             group=group,
+            pitch=pitch,
         )
         if rest is not None:
             args.out1, args.stride1 = rest.rows.data_ptr(), rest.rows.stride(0)

@@ -28,7 +28,7 @@ from sparsemask.ops.geometry import Geometry
 from sparsemask.ops.point_network import PointNetworkWeights
 from sparsemask.ops.predict_mask import margin
 
-VERSION = 2  # what operators.cpp calls PLAN
+VERSION = 3  # what operators.cpp calls PLAN
 
 
 @dataclass(frozen=True)
@@ -193,6 +193,7 @@ def _weights(writer: _Writer, product: convolutions.Product) -> None:
     writer.integers(int(product.more["clear"]))
     writer.tensor(product.more["places"])
     writer.tensor(product.bias)
+    writer.tensor(product.squared)
     for one in product.packed:
         for packed in one:
             writer.tensor(packed)

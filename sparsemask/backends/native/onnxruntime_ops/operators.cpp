@@ -17,7 +17,7 @@
 
 namespace {
 
-constexpr int64_t PLAN = 2;  // version of the plans, as onnx_plan.py writes them
+constexpr int64_t PLAN = 3;  // version of the plans, as onnx_plan.py writes them
 
 std::atomic<int64_t> asked_threads{0};
 
@@ -225,6 +225,7 @@ struct Tables {
     std::vector<int32_t> interior, position;
     std::vector<uint8_t> kind;
     std::vector<std::vector<int64_t>> offsets;
+    int64_t pitch = 0;  // of grid.py
 
     Tables(const Geometry& g, int64_t batch, const int64_t* size) {
         const size_t dims = g.kernel.size();
@@ -251,6 +252,10 @@ struct Tables {
             places *= extent[d];
         }
         for (size_t d = dims - 1; d-- > 0;) steps[d] = steps[d + 1] * extent[d + 1];
+        bool squares = dims >= 2 && !g.transposed;
+        for (size_t d = dims - 2; squares && d < dims; d++)
+            squares = g.kernel[d] == 3 && g.stride[d] == 1 && g.dilation[d] == 1;
+        if (squares) pitch = extent[dims - 1];
         fits(places < (int64_t{1} << 31), "a feature is too large");
         interior.assign(places, -1);
         position.resize(outputs);
@@ -349,13 +354,14 @@ struct Weights {
     int64_t groups, depth, columns, depthwise, narrow, clear;
     const int32_t* places;
     const float* bias;
+    const float* squared;  // or null
     std::vector<const float*> packed;  // class by class, group by group
 
     static Weights of(Call& call, size_t classes) {
         Weights w;
         w.groups = call.word(), w.depth = call.word(), w.columns = call.word(), w.depthwise = call.word();
         w.narrow = call.word(), w.clear = call.word();
-        w.places = call.address<int32_t>(), w.bias = call.address<float>();
+        w.places = call.address<int32_t>(), w.bias = call.address<float>(), w.squared = call.address<float>();
         for (size_t i = 0; i < classes * static_cast<size_t>(w.groups); i++) w.packed.push_back(call.address<float>());
         return w;
     }
@@ -384,25 +390,29 @@ public:
         } else {
             sm_lookup(listed, n, tables.position.data(), pos.data());
         }
-        const int64_t wide = w.columns / w.groups, deep = w.depthwise ? w.columns : w.depth;
+        const int32_t* at = pos.data();
+        if (w.squared && tables.pitch) {
+            held.emplace_back(n), held.emplace_back(n);
+            std::vector<int32_t>&found = *std::prev(held.end(), 2), &rest = held.back();
+            const int64_t count = sm_squares(at, n, tables.pitch, found.data(), rest.data());
+            held.emplace_back(count), held.emplace_back(n - 4 * count);
+            std::vector<int32_t>&first = *std::prev(held.end(), 2), &rest_at = held.back();
+            for (int64_t i = 0; i < count; i++) first[i] = at[found[4 * i]];
+            for (int64_t i = 0; i < 4 * count; i++) found[i] = listed[found[i]];
+            for (int64_t i = 0; i < n - 4 * count; i++) rest_at[i] = at[rest[i]], rest[i] = listed[rest[i]];
+            sm::Product p = product(w, rows, stride, tables, 0, 0, out, out_stride, sm::TAPS);
+            p.rows = count, p.pos = first.data(), p.at0 = found.data();
+            p.packed = w.squared, p.pitch = tables.pitch;
+            if (count) listing.push_back(p);
+            at = rest_at.data(), values = rest.data(), starts[1] = n - 4 * count;
+        }
         for (size_t c = 0; c < classes; c++)
             for (int64_t g = 0; g < w.groups; g++) {
-                segments.emplace_back();
-                for (int64_t offset : tables.offsets[c])
-                    segments.back().push_back({rows + g * deep, tables.interior.data(), stride, offset, deep});
-                sm::Product p = {};
+                sm::Product p = product(w, rows, stride, tables, c, g, out, out_stride, 1);
                 p.rows = starts[c + 1] - starts[c];
                 if (!p.rows) continue;
-                p.pos = pos.data() + starts[c];
-                p.n_segments = static_cast<int64_t>(segments.back().size());
-                p.segments = segments.back().data();
-                p.depth = p.n_segments * deep;
-                p.columns = p.split = wide;
+                p.pos = at + starts[c], p.at0 = values + starts[c];
                 p.packed = w.packed[c * w.groups + g];
-                p.bias = w.bias ? w.bias + g * wide : nullptr;
-                p.activation = activation, p.slope = slope;
-                p.out0 = out + g * wide, p.at0 = values + starts[c], p.stride0 = out_stride;
-                p.threads = threads;
                 p.narrow = w.narrow ? (count * stride < (1 << 18) ? 1 : 2) : 0;
                 p.clear = w.clear, p.places = w.places;
                 if (w.depthwise) sm_depthwise(&p);
@@ -415,6 +425,25 @@ public:
     }
 
 private:
+    // A product of group g and class c, of every so many taps, without its rows, places and weights.
+    sm::Product product(const Weights& w, const float* rows, int64_t stride, const Tables& tables, size_t c, int64_t g,
+                        float* out, int64_t out_stride, size_t every) {
+        const int64_t wide = w.columns / w.groups, deep = w.depthwise ? w.columns : w.depth;
+        segments.emplace_back();
+        for (size_t t = 0; t < tables.offsets[c].size(); t += every)
+            segments.back().push_back({rows + g * deep, tables.interior.data(), stride, tables.offsets[c][t], deep});
+        sm::Product p = {};
+        p.n_segments = static_cast<int64_t>(segments.back().size());
+        p.segments = segments.back().data();
+        p.depth = p.n_segments * deep;
+        p.columns = p.split = wide;
+        p.bias = w.bias ? w.bias + g * wide : nullptr;
+        p.activation = activation, p.slope = slope;
+        p.out0 = out + g * wide, p.stride0 = out_stride;
+        p.threads = threads;
+        return p;
+    }
+
     int64_t activation;
     double slope;
     int64_t threads;
@@ -532,7 +561,7 @@ void block(Call& call) {
     const auto tables = tables_of(geometry, 1, size.data() + 1);
     const auto& taps = tables->offsets[0];
     m.n_taps = static_cast<int64_t>(taps.size()), m.offsets = taps.data();
-    m.interior = tables->interior.data();
+    m.interior = tables->interior.data(), m.pitch = tables->pitch;
     m.threads = threads_now();
     for (int64_t b = 0; b < size[0]; b++, m.out += m.count * m.columns) {
         arena.reset();

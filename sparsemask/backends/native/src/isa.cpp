@@ -1,5 +1,6 @@
 // One instruction set's kernels: compiled once for each, with its flags and its name.
 #include "rows.h"
+#include "squares.h"
 #include "bfloat16.h"
 #include "int8.h"
 #include "packed.h"

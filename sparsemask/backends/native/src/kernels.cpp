@@ -310,6 +310,32 @@ void sm_partition(const int32_t* listed, int64_t n, const uint8_t* kind, int64_t
     }
 }
 
+// Squares of 2x2 outputs among those at `pos` (n,), which rises; lines are `pitch` positions apart. found (n): their outputs,
+// four of each, upper ones first; rest (n): outputs that are in none, in order. Returns how many squares there are.
+int64_t sm_squares(const int32_t* pos, int64_t n, int64_t pitch, int32_t* found, int32_t* rest) {
+    std::vector<uint8_t> taken(n);
+    int64_t below = 0, left = 0;
+    int32_t* to = found;
+    for (int64_t i = 0; i < n; i++) {
+        if (taken[i]) continue;
+        const int64_t under = pos[i] + pitch;
+        bool whole = i + 1 < n && pos[i + 1] == pos[i] + 1 && !taken[i + 1];
+        if (whole) {
+            while (below < n && pos[below] < under) below++;
+            whole = below + 1 < n && pos[below] == under && pos[below + 1] == under + 1 && !taken[below];
+        }
+        if (!whole) {
+            rest[left++] = static_cast<int32_t>(i);
+            continue;
+        }
+        for (const int64_t one : {i, i + 1, below, below + 1}) {
+            taken[one] = 1;
+            *to++ = static_cast<int32_t>(one);
+        }
+    }
+    return (to - found) / 4;
+}
+
 // out[i] = index[i] < 0 ? -1 : values[index[i]]
 void sm_lookup(const int32_t* index, int64_t n, const int32_t* values, int32_t* out) {
     for (int64_t i = 0; i < n; i++) out[i] = index[i] < 0 ? -1 : values[index[i]];

@@ -50,24 +50,56 @@ void add_up(const sm::Module& m, sm::Product& p, std::vector<double>& sums) {
     for (size_t i = 0; i < room.size(); i++) sums[i % p.columns] += room[i];
 }
 
-ModuleRows module_layer(const sm::Module& m, const sm::ModuleLayer& one, const float* everywhere, int64_t n_everywhere,
-                        const float* here, int64_t n_here, float*& memory) {
+// The kept locations: those of squares, and the others.
+struct ModuleKept {
+    std::vector<int32_t> squares, rest;  // their numbers among the kept, four of each square
+    std::vector<int32_t> at_squares, at_rest;  // where they stand on the padded grid, of a square its first one
+    std::vector<int32_t> of_squares, of_rest;  // their numbers among all
+
+    explicit ModuleKept(const sm::Module& m) {
+        const auto has = [](const sm::ModuleLayer& one) { return one.squared != nullptr; };
+        if (!m.pitch || std::none_of(m.layers, m.layers + m.n_layers, has)) return;
+        squares.resize(m.n_kept), rest.resize(m.n_kept);
+        const int64_t n = sm_squares(m.at_kept, m.n_kept, m.pitch, squares.data(), rest.data());
+        squares.resize(4 * n), rest.resize(m.n_kept - 4 * n);
+        at_squares.resize(n), at_rest.resize(rest.size()), of_squares.resize(squares.size()), of_rest.resize(rest.size());
+        for (int64_t i = 0; i < n; i++) at_squares[i] = m.at_kept[squares[4 * i]];
+        for (size_t i = 0; i < rest.size(); i++) at_rest[i] = m.at_kept[rest[i]], of_rest[i] = m.kept[rest[i]];
+        for (size_t i = 0; i < squares.size(); i++) of_squares[i] = m.kept[squares[i]];
+    }
+};
+
+ModuleRows module_layer(const sm::Module& m, const sm::ModuleLayer& one, const ModuleKept& locations,
+                        const float* everywhere, int64_t n_everywhere, const float* here, int64_t n_here,
+                        float*& memory) {
     ModuleRows made{memory, memory + (m.count * one.dense + 15) / 16 * 16, std::vector<double>(one.dense + one.sparse)};
     memory = made.here + (m.n_kept * one.sparse + 15) / 16 * 16;
-    std::vector<sm::Segment> dense, both;
+    std::vector<sm::Segment> dense, both, first;
     for (int64_t t = 0; t < m.n_taps; t++) {
         if (n_everywhere) dense.push_back({everywhere, m.interior, n_everywhere, m.offsets[t], n_everywhere});
         if (n_everywhere) both.push_back(dense.back());
         if (n_here) both.push_back({here, m.compact, n_here, m.offsets[t], n_here});
+        if (!t) first.assign(both.begin(), both.end());
     }
     sm::Product kept = module_product(m, m.at_kept, m.n_kept, both, one.full, one.dense + one.sparse);
     kept.split = one.dense, kept.group = one.full_group;
     kept.out0 = made.everywhere, kept.at0 = m.kept, kept.stride0 = one.dense;
     kept.out1 = made.here, kept.stride1 = one.sparse;
+    sm::Product squares = kept;
+    squares.rows = 0;
+    if (one.squared && m.pitch) {
+        squares = module_product(m, locations.at_squares.data(), static_cast<int64_t>(locations.at_squares.size()), first,
+                                 one.squared, kept.columns);
+        squares.split = kept.split, squares.pitch = m.pitch;
+        squares.out0 = kept.out0, squares.at0 = locations.of_squares.data(), squares.stride0 = kept.stride0;
+        squares.out1 = kept.out1, squares.at1 = locations.squares.data(), squares.stride1 = kept.stride1;
+        kept.rows = static_cast<int64_t>(locations.rest.size()), kept.pos = locations.at_rest.data();
+        kept.at0 = locations.of_rest.data(), kept.at1 = locations.rest.data();
+    }
     sm::Product dropped = module_product(m, m.at_dropped, m.n_dropped, dense, one.dropping, one.dense);
     dropped.group = one.dropping_group;
     dropped.out0 = made.everywhere, dropped.at0 = m.dropped, dropped.stride0 = one.dense;
-    for (sm::Product* each : {&kept, &dropped}) {
+    for (sm::Product* each : {&squares, &kept, &dropped}) {
         each->activation = m.activation, each->slope = m.slope;
         if (each->columns) add_up(m, *each, made.sums);
     }
@@ -78,12 +110,13 @@ ModuleRows module_layer(const sm::Module& m, const sm::ModuleLayer& one, const f
 
 extern "C" void sm_module(const sm::Module* given) {
     const sm::Module& m = *given;
+    const ModuleKept locations(m);
     std::vector<ModuleRows> layers;
     const float *everywhere = m.x, *here = nullptr;
     int64_t n_everywhere = m.channels, n_here = 0;
     float* memory = m.memory;
     for (int64_t i = 0; i < m.n_layers; i++) {
-        layers.push_back(module_layer(m, m.layers[i], everywhere, n_everywhere, here, n_here, memory));
+        layers.push_back(module_layer(m, m.layers[i], locations, everywhere, n_everywhere, here, n_here, memory));
         everywhere = layers.back().everywhere, here = layers.back().here;
         n_everywhere = m.layers[i].dense, n_here = m.layers[i].sparse;
     }

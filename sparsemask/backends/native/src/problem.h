@@ -56,6 +56,10 @@ struct Product {
     // Not 0: 2 or 4 steps of the depth are taken at a time, for at most 48 / group columns (see sm_pack_groups and rows.h);
     // all segments' lengths are multiples of it.
     int64_t group;
+    // Not 0: every row is a square of 2x2 outputs of a 3x3 convolution of stride 1, the positions of whose lines are so far
+    // apart, see squares.h. pos: of the upper left ones; segments: what these read by their first tap; packed: (16, depth,
+    // columns), transformed; the outputs of row r, upper ones first, are rows 4 r to 4 r + 3 of at0 and at1, which are given.
+    int64_t pitch;
 };
 
 // A segment of rows of numbers of two bytes (bfloat16) or one (int8: in rows 0 to 255, in weights -127 to 127). Rows begin at
@@ -274,6 +278,7 @@ struct ModuleLayer {
     int64_t full_group;
     const float* dropping;  // from dense channels to dense ones, or null
     int64_t dropping_group;
+    const float* squared;  // what `full` has, as products of squares read it, or null
 };
 
 // A module, see module.h. Its fusion reads all layers' dense channels in turn, then all sparse ones.
@@ -308,6 +313,7 @@ struct Module {
     const int32_t* compact;   // likewise: number among the kept, or -1
     int64_t n_taps;
     const int64_t* offsets;
+    int64_t pitch;  // of products of squares, where layers have them
     float* memory;  // of each layer count * dense, then n_kept * sparse, each in whole sixteens
     float* out;     // (count, columns)
     int64_t threads;
@@ -401,6 +407,7 @@ struct PointNetwork {
 };
 
 constexpr int64_t PANEL = 16;  // columns of a panel of packed weights; the last may have 8
+constexpr int64_t TAPS = 9;    // of a kernel's 3x3 layers
 constexpr int64_t TAKEN = 96;  // outputs of a product in bfloat16 or int8 that a thread takes at a time
 
 }  // namespace sm

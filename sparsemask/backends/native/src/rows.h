@@ -270,17 +270,49 @@ static void multiply_chunk(const typename A::Number* const* rows, const P& p, in
     } while (from < p.n_segments);
 }
 
-// All rows of a chunk times the NV vectors of columns from `first` on.
-template <int W, int MR, int NV>
-static void columns(const float* const* rows, const Product& p, int64_t start, int64_t count, int64_t first,
-                    const float* panel, int64_t panel_stride, int64_t width, double* sums) {
-    alignas(64) float tiles[CHUNK * NV * W];
-    const int64_t wide = std::min<int64_t>(NV * W, p.columns - first);
-    multiply_chunk<Floats<W>, MR, NV>(rows, p, count, first == 0, panel, panel_stride, width, tiles);
-    if (wide == NV * W && (first + wide <= p.split || first >= p.split))
-        finish_all<W, NV>(p, start, count, first, tiles, NV * W, sums);
-    else
-        finish_part(p, start, count, first, wide, tiles, NV * W, sums);
+// A chunk of a product's rows, by columns.
+struct Chunk {
+    const float* const* rows;
+    const Product& p;
+    int64_t start, count;
+    double* sums;
+
+    // All rows times the NV vectors of columns from `first` on.
+    template <int W, int MR, int NV>
+    void columns(int64_t first, const float* panel, int64_t panel_stride, int64_t width) const {
+        alignas(64) float tiles[CHUNK * NV * W];
+        const int64_t wide = std::min<int64_t>(NV * W, p.columns - first);
+        multiply_chunk<Floats<W>, MR, NV>(rows, p, count, first == 0, panel, panel_stride, width, tiles);
+        if (wide == NV * W && (first + wide <= p.split || first >= p.split))
+            finish_all<W, NV>(p, start, count, first, tiles, NV * W, sums);
+        else
+            finish_part(p, start, count, first, wide, tiles, NV * W, sums);
+    }
+};
+
+// All columns of what is `given`, in blocks of rows and columns that fill the registers. panel: packed weights (depth, columns).
+template <class Given>
+static void by_columns(const Given& given, int64_t columns, int64_t depth, const float* panel) {
+    int64_t first = 0;
+    const int64_t stride = depth * PANEL;
+#if SM_WIDTH == 16
+    // sm_pack lays the last panel 8 wide where 8 or fewer columns are left: a call takes it in only where it is wider.
+    for (; columns - first > 3 * PANEL + 8; first += 4 * PANEL, panel += 4 * stride)
+        given.template columns<16, 6, 4>(first, panel, stride, PANEL);
+    for (; columns - first > 2 * PANEL + 8; first += 3 * PANEL, panel += 3 * stride)
+        given.template columns<16, 8, 3>(first, panel, stride, PANEL);
+    for (; columns - first > PANEL + 8; first += 2 * PANEL, panel += 2 * stride)
+        given.template columns<16, 12, 2>(first, panel, stride, PANEL);
+    for (; columns - first > 8; first += PANEL, panel += stride)
+        given.template columns<16, 12, 1>(first, panel, stride, PANEL);
+    if (first < columns) given.template columns<8, 12, 1>(first, panel, stride, 8);
+#elif SM_WIDTH == 8
+    for (; columns - first > 8; first += PANEL, panel += stride) given.template columns<8, 6, 2>(first, panel, stride, PANEL);
+    if (first < columns) given.template columns<8, 12, 1>(first, panel, stride, 8);
+#else
+    for (; columns - first > 8; first += PANEL, panel += stride) given.template columns<4, 4, 4>(first, panel, stride, PANEL);
+    if (first < columns) given.template columns<4, 6, 2>(first, panel, stride, 8);
+#endif
 }
 
 // The sums of neighbours of two vectors.
@@ -373,36 +405,6 @@ static inline void ask_for_outputs(const Product& p, int64_t start, int64_t coun
         for (int64_t j = 0; p.add && j < p.columns; j += 16) __builtin_prefetch(add + j);
         for (int64_t j = 0; j < p.split; j += 16) __builtin_prefetch(p.out0 + row * p.stride0 + j, 1);
     }
-}
-
-// Rows [start, start + count), count <= CHUNK. rows: room for (segments, CHUNK) pointers.
-void chunk(const Product& p, int64_t start, int64_t count, const float** rows, double* sums) {
-    pointers(p, start, count, zero_row(longest(p)), rows);
-    if (p.at0) ask_for_outputs(p, start, count);
-    if (p.group) return (p.group == 2 ? grouped<SM_WIDTH, 2> : grouped<SM_WIDTH, 4>)(rows, p, start, count, sums);
-    int64_t first = 0;
-    const int64_t stride = p.depth * PANEL;
-    const float* panel = p.packed;
-#if SM_WIDTH == 16
-    // sm_pack lays the last panel 8 wide where 8 or fewer columns are left: a call takes it in only where it is wider.
-    for (; p.columns - first > 3 * PANEL + 8; first += 4 * PANEL, panel += 4 * stride)
-        columns<16, 6, 4>(rows, p, start, count, first, panel, stride, PANEL, sums);
-    for (; p.columns - first > 2 * PANEL + 8; first += 3 * PANEL, panel += 3 * stride)
-        columns<16, 8, 3>(rows, p, start, count, first, panel, stride, PANEL, sums);
-    for (; p.columns - first > PANEL + 8; first += 2 * PANEL, panel += 2 * stride)
-        columns<16, 12, 2>(rows, p, start, count, first, panel, stride, PANEL, sums);
-    for (; p.columns - first > 8; first += PANEL, panel += stride)
-        columns<16, 12, 1>(rows, p, start, count, first, panel, stride, PANEL, sums);
-    if (first < p.columns) columns<8, 12, 1>(rows, p, start, count, first, panel, stride, 8, sums);
-#elif SM_WIDTH == 8
-    for (; p.columns - first > 8; first += PANEL, panel += stride)
-        columns<8, 6, 2>(rows, p, start, count, first, panel, stride, PANEL, sums);
-    if (first < p.columns) columns<8, 12, 1>(rows, p, start, count, first, panel, stride, 8, sums);
-#else
-    for (; p.columns - first > 8; first += PANEL, panel += stride)
-        columns<4, 4, 4>(rows, p, start, count, first, panel, stride, PANEL, sums);
-    if (first < p.columns) columns<4, 6, 2>(rows, p, start, count, first, panel, stride, 8, sums);
-#endif
 }
 
 // Depth-wise sums of one row in NV vectors of columns from `k` on. x: rows of the segments, null for a row of zeros.
