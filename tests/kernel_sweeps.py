@@ -68,6 +68,22 @@ def grouped_products() -> Iterator[Problem]:
         yield f"product length 5000 by {group}", error
 
 
+def squares() -> Iterator[Problem]:
+    """Products by squares: every count of columns, all variants, sizes down to one line, none kept and all."""
+    lengths = ((5, 3), (1,), (17, 8, 33), (64,))
+    for columns in COLUMNS:
+        variant, kept = columns * 37 % 128, (0.9, 0.97, 1.0)[columns % 3]
+        error = selfcheck.squares(columns, lengths=lengths[columns % 4], kept=kept, variant=variant)
+        yield f"squares columns {columns} variant {variant}", error
+    for variant, columns in itertools.product(range(128), (5, 24, 57)):
+        yield f"squares variant {variant} columns {columns}", selfcheck.squares(columns, variant=variant)
+    for height, width, layers in itertools.product((1, 2, 3, 8), (1, 2, 5, 6, 97), (1, 2, 3)):
+        error = selfcheck.squares(26, size=(height, width), layers=layers, kept=1.0)
+        yield f"squares of {layers} x {height} x {width}", error
+    for kept in (0.0, 0.1, 0.5, 1.0):
+        yield f"squares kept {kept}", selfcheck.squares(40, size=(31, 33), kept=kept)
+
+
 def modules() -> Iterator[Problem]:
     """Modules: channels, dense ones of each layer, none kept and all."""
     for channels, kept in itertools.product((1, 4, 7, 16, 24, 33), (0.0, 0.3, 1.0)):
@@ -193,7 +209,7 @@ def lists() -> Iterator[Problem]:
 SWEEPS = {
     one.__name__: one
     for one in (
-        products, grouped_products, product_shapes, variants, small_products, tile_products, points, volumes,
+        products, squares, grouped_products, product_shapes, variants, small_products, tile_products, points, volumes,
         residuals, stages, branches, modules, lists,
     )
 }  # fmt: skip

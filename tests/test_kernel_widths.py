@@ -182,13 +182,17 @@ def test_sanitizers_find_nothing_in_the_operators_of_onnx_runtime(sanitizers):
 # stands there and what is put in its place.
 FAULTS = {
     "slopes": ("rows.h", "(p.slopes + first + j * W)", "(p.slopes + j * W)"),
-    "two panels": ("rows.h", "p.columns - first > PANEL + 8; first += 2", "p.columns - first > PANEL; first += 2"),
+    "two panels": ("rows.h", " columns - first > PANEL + 8; first += 2", " columns - first > PANEL; first += 2"),
     "four panels": ("rows.h", "first > 3 * PANEL + 8; first += 4", "first > 3 * PANEL; first += 4"),
     "sums": ("rows.h", "sums[j] += value;", "sums[j] += v[j - first];"),
     "zeros": ("rows.h", "reinterpret_cast<uintptr_t>(zeros) & none", "reinterpret_cast<uintptr_t>(one.base) & none"),
     "three panels": ("rows.h", "first > 2 * PANEL + 8; first += 3", "first > 2 * PANEL; first += 3"),
     "steps": ("rows.h", "for (; k < length; k++, w += width) add", "for (; k + 1 < length; k++, w += width) add"),
     "sums of neighbours": ("rows.h", "__builtin_shuffle(a, b, even + 1)", "__builtin_shuffle(a, b, even)"),
+    "squares": ("squares.h", "d[3][b] = column[1] - column[3]", "d[3][b] = column[3] - column[1]"),
+    "squares' columns": ("squares.h", "rest > 8 ? PANEL : rest ? 8 : 0", "rest ? PANEL : 0"),
+    "squares' zeros": ("squares.h", "place / 4 * p.pitch + place % 4", "place / 4 * p.pitch + place % 3"),
+    "which are squares": ("kernels.cpp", "pos[below + 1] == under + 1", "true"),
     "depth-wise tail": ("rows.h", "for (; k < p.columns; k++) {", "for (; k + 1 < p.columns; k++) {"),
     "inner products": ("narrow.h", "const int64_t kept = p.places ? 0 : p.columns;", "const int64_t kept = p.columns;"),
     "tiles": ("tiles.h", "one.row[pos[i] - first] = start + i;", "one.row[i] = start + i;"),

@@ -28,6 +28,7 @@ from sparsemask.backends.native import (
     stereo,
     tiles,
 )
+from sparsemask.backends.native.grid import grid
 from sparsemask.backends.native.library import Segment, Target
 from sparsemask.datasets import cache
 from sparsemask.devices import processor
@@ -40,6 +41,7 @@ from sparsemask.ops import predict_mask as branches
 from sparsemask.ops.block import BlockCall
 from sparsemask.ops.block_with_channel_attention import AttendedBlockCall, factors
 from sparsemask.ops.dispatch import find
+from sparsemask.ops.geometry import Geometry
 from sparsemask.ops.inverted_residual import InvertedResidualCall
 from sparsemask.ops.multiscale_sum import MultiscaleSumCall
 from sparsemask.ops.predict_mask import PredictMaskCall
@@ -96,6 +98,12 @@ def problems() -> Iterator[tuple[str, float]]:
         lengths = ((8, 4), (4,), (64, 12))[n % 3]
         what = f"product of {columns} columns, {group} steps at a time"
         yield what, product(columns, rows=(49, 7)[n % 2], lengths=lengths, variant=5 * n, group=group)
+    for n, columns in enumerate((3, 8, 24, 33, 41, 57, 70)):
+        lengths, layers = ((5,), (20, 9))[n % 2], 1 + 2 * (n == 3)
+        yield (
+            f"product of {columns} columns by squares",
+            squares(columns, lengths=lengths, layers=layers, variant=19 * n),
+        )
     for columns in (1, 7, 8, 17, 31, 33, 64, 70):
         yield f"depth-wise product of {columns} columns", depthwise(columns, variant=columns)
     for columns in range(1, 10):
@@ -121,7 +129,7 @@ def problems() -> Iterator[tuple[str, float]]:
     for stride, cut in ((1, 0), (1, 1), (2, 0)):
         yield f"mask branch of stride {stride}", mask_branch(9, stride=stride, size=(10, 13), variant=cut)
     yield "mask branch of two 3x3 convolutions", mask_branch(8, hidden=9, size=(9, 53), around=True)
-    for channels, dense in ((12, (5, 0, 12)), (20, (8, 4, 20))):
+    for channels, dense in ((12, (5, 0, 12)), (20, (8, 4, 20)), (25, (9, 0, 25))):
         yield f"module of {channels} channels", module(channels, dense)
     yield "lists of locations", lists(70)
 
@@ -175,6 +183,58 @@ def product(
     if sums is not None:
         error = max(error, _error(sums.sum(0) / rows, wanted.mean(0)))
     return error
+
+
+def squares(
+    columns: int, *, lengths: tuple[int, ...] = (5, 3), size: tuple[int, int] = (9, 14), layers: int = 1,
+    kept: float = 0.9, variant: int = 0,
+) -> float:  # fmt: skip
+    """The kept outputs of a 3×3 convolution that are squares, with what `variant` says as in :func:`product`.
+
+    layers: of a kernel (layers, 3, 3); the outputs have two layers.
+    """
+    g, draw = _generator(columns, *lengths, *size, layers, variant)
+    bit = lambda n: variant >> n & 1
+    tables = grid(1, (layers + 1, *size), Geometry.of(3, (layers, 3, 3), padding=(0, 1, 1)))
+    listed = (torch.rand(len(tables.position), generator=g) < kept).nonzero()[:, 0].to(torch.int32)
+    pos, weights = library.lookup(listed, tables.position), draw(9 * layers, sum(lengths), columns) / (3 * layers)
+    found, rest = library.squares(pos, tables.pitch)
+    upper = pos[found[:, 0].long()] if len(found) else pos[:0]
+    wrong = (pos[found.long()] != upper[:, None] + torch.tensor([0, 1, tables.pitch, tables.pitch + 1])).sum()
+    wrong += int(sorted([*found.flatten().tolist(), *rest.tolist()]) != list(range(len(pos))))
+    buffers = [draw(len(tables.interior), length + number) for number, length in enumerate(lengths)]
+    maps = [tables.interior, _places(len(tables.interior), g)]  # by turns
+    offsets = tables.classes[0].offsets
+    segments = [
+        Segment(buffer, maps[number % 2], int(offset), length)
+        for offset in offsets[:: library.TAPS_OF_SQUARES]
+        for number, (buffer, length) in enumerate(zip(buffers, lengths, strict=True))
+    ]
+    wanted = np.zeros((found.numel(), columns))
+    for tap, offset in enumerate(offsets):
+        rows, first = pos[found.flatten().long()].long() + int(offset), 0
+        for number, (buffer, length) in enumerate(zip(buffers, lengths, strict=True)):
+            at = maps[number % 2][rows].long()
+            read = torch.where(at[:, None] >= 0, buffer[at.clamp(min=0), :length], torch.zeros(()))
+            wanted += read.double().numpy() @ weights[tap, first : first + length].double().numpy()
+            first += length
+    activation, split = variant % 4, (columns, columns // 2)[variant // 4 % 2]
+    bias, add = draw(columns) if bit(3) else None, draw(len(pos), columns) if bit(4) else None
+    slopes = draw(columns) if activation == 2 and bit(5) else None
+    sums = torch.zeros(torch.get_num_threads(), columns, dtype=torch.float64) if bit(6) else None
+    out, more, to = torch.full((len(pos), split + 3), 7.0), draw(len(pos), columns - split), found.flatten()
+    library.product(
+        upper, segments, library.pack_squares(weights), columns, Target(out[:, :split], to), Target(more, to),
+        bias=bias, activation=(activation, 0.1), add=add, sums=sums, slopes=slopes, pitch=tables.pitch,
+    )  # fmt: skip
+    wanted += (bias.double().numpy() if bias is not None else 0) + (
+        add[to.long()].double().numpy() if add is not None else 0
+    )
+    wanted = _activated(wanted, activation, slopes)
+    expected = np.full(out.shape, 7.0)
+    expected[to, :split] = wanted[:, :split]
+    error = max(float(wrong), _error(out, expected), _error(more[to.long()], wanted[:, split:]))
+    return error if sums is None else max(error, _error(sums.sum(0) / max(1, len(to)), wanted.sum(0) / max(1, len(to))))
 
 
 def tile_product(
