@@ -29,6 +29,7 @@ REASON = available_backends()["native"]
 CROSS, EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 LAYERS = {
     "3x3": dict(kernel_size=3, channels=(6, 20)),
+    "by squares": dict(kernel_size=3, channels=(18, 28)),
     "few outputs": dict(kernel_size=3, channels=(16, 3)),  # as inner products
     "of stride 2": dict(kernel_size=3, stride=2, channels=(5, 9)),
     "transposed": dict(kernel_size=3, stride=2, transposed=True, output_padding=1, channels=(6, 10)),

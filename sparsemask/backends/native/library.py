@@ -21,7 +21,7 @@ from sparsemask.backends.native import build
 from sparsemask.errors import UseError
 
 LARGE = 1 << 20  # numbers from which memory is worth asking for large pages
-LEAST = 24  # channels, read or written, for which squares of outputs are worth their transformation
+LEAST = 16  # channels, read or written, for which squares of outputs are worth their transformation
 NEAR = 1 << 18  # numbers that a core's cache holds
 _P, _I = ctypes.c_void_p, ctypes.c_int64
 
