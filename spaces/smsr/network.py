@@ -121,7 +121,11 @@ class SMSR(MaskedNetwork):
         if torch.is_grad_enabled() or torch.compiler.is_exporting():
             features = self.collect[2](self.collect[1](total)) + head
             return self.add_mean(self.tail(features) + base)
-        features = self.collect[2](F.relu_(total)).add_(head)
+        conv = self.collect[2]
+        if dispatch.beats_dense(conv.weight, total):
+            features = joined_conv([F.relu_(total)], conv.weight, conv.bias, head)
+        else:
+            features = conv(F.relu_(total)).add_(head)
         return (_shuffled(self.tail[0](features), self.scale) + base).add_(self.add_mean.bias.view(1, 3, 1, 1))
 
 

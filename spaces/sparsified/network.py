@@ -19,6 +19,7 @@ from sparsemask.ops import (
     kept_conv,  # noqa: F401 - registers the operator
     merge_kept,  # noqa: F401
 )
+from sparsemask.ops.concat_conv import joined_conv
 from sparsemask.ops.kept_conv import kept_features, kept_places
 from sparsemask.ops.layout import to_channels_last
 from sparsemask.spaces.group_sparsity.shrinking.targets import Target
@@ -325,6 +326,9 @@ class _Execution(fx.Interpreter):
             result = self.convolve(n, *self.layers[n.name])
         elif n.name in self.skipped:
             result = cast(Tensor, self.map_nodes_to_values(n.args[0], n))  # its convolution has applied it
+        elif self.is_plain(n):
+            conv, x = self.fetch_attr(str(n.target)), cast(Tensor, self.map_nodes_to_values(n.args[0], n))
+            result = joined_conv([x], conv.weight, conv.bias, backend=self.owner.backend)
         else:
             result = self.run_in_rows(n)
         if n.name in self.left and self.left[n.name] not in self.opened:
@@ -332,6 +336,17 @@ class _Execution(fx.Interpreter):
         if n.name in self.entered:
             self.draw(self.entered[n.name], result)
         return result
+
+    def is_plain(self, n: fx.Node) -> bool:
+        """Whether a node is a convolution without a mask that the backend in use computes faster than torch."""
+        conv = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
+        if not isinstance(conv, nn.Conv2d) or torch.compiler.is_exporting():
+            return False
+        same = (conv.stride, conv.padding, conv.dilation, conv.groups) == ((1, 1), (1, 1), (1, 1), 1)
+        x = self.map_nodes_to_values(n.args[0], n)
+        if not same or conv.padding_mode != "zeros" or not self.by_operator(cast(Tensor, x)):
+            return False
+        return dispatch.beats_dense(conv.weight, cast(Tensor, x), self.owner.backend)
 
     def run_part(self, nodes: Sequence[fx.Node], x: Tensor) -> Tensor:
         """The last of some nodes' values; `x` is the one value that they read from outside."""

@@ -120,6 +120,10 @@ class Backend(ABC):
         """Kept features in their places, a 1×1 convolution elsewhere, (N, C, H, W): `sparsemask::merge_kept`."""
         return merge_kept.reference(call)
 
+    def beats_dense(self, weight: Tensor) -> bool:
+        """Whether its `joined_conv` is faster than torch's convolution of weights (C_out, C_in, *kernel)."""
+        return False
+
     def joined_conv(self, call: ConcatConvCall) -> Tensor:
         """An unmasked convolution over several features as if concatenated: `sparsemask::joined_conv`."""
         return concat_conv.reference(call)

@@ -52,6 +52,17 @@ def serve_anyhow(call: Call, name: str) -> Tensor:
     return laid_out_like(call.served_by(able_or_reference(name, like)), like)
 
 
+def beats_dense(weight: Tensor, x: Tensor, name: str = "auto") -> bool:
+    """Whether the backend in use (`name`, where nobody says another) has a faster convolution than torch's, unmasked.
+
+    Args:
+        weight: (C_out, C_in, *kernel), of stride 1 and "same" padding.
+        x: features (N, C_in, *spatial).
+        name: of the network's own backend.
+    """
+    return x.dtype == weight.dtype and able_or_reference(current(name), x).beats_dense(weight)
+
+
 def find(name: str) -> Backend:
     """The backend of a name; UseError, listing the names, for an unknown one."""
     backend = loaded.get(name)

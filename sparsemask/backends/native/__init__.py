@@ -154,6 +154,11 @@ class Native(Backend):
             return super().fuse_scales(call)
         return multiscale_sum.fuse_scales(_wide(call, call.xs[0])).to(call.xs[0].dtype)
 
+    def beats_dense(self, weight: Tensor) -> bool:
+        """By squares, of many channels; in float32."""
+        kernel = tuple(weight.shape[2:])
+        return kernel == (3, 3) and min(weight.shape[:2]) >= MANY and weight.dtype == torch.float32
+
     def joined_conv(self, call: ConcatConvCall) -> Tensor:
         """Each feature is read where it lies."""
         return (concat_conv if call.xs[0].dtype == torch.float32 else bfloat16).joined_conv(call)
@@ -227,6 +232,7 @@ class Native(Backend):
         return a
 
 
+MANY = 32  # channels, from which on a convolution of all locations by squares is faster than torch's
 _PAYING = 64  # channels, from which on a layer by itself gains more in int8 than the way there takes
 
 
