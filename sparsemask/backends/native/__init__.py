@@ -156,8 +156,7 @@ class Native(Backend):
 
     def beats_dense(self, weight: Tensor) -> bool:
         """By squares, of many channels; in float32."""
-        kernel = tuple(weight.shape[2:])
-        return kernel == (3, 3) and min(weight.shape[:2]) >= MANY and weight.dtype == torch.float32
+        return tuple(weight.shape[-2:]) == (3, 3) and min(weight.shape[:2]) >= MANY and weight.dtype == torch.float32
 
     def joined_conv(self, call: ConcatConvCall) -> Tensor:
         """Each feature is read where it lies."""
