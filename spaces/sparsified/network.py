@@ -340,7 +340,7 @@ class _Execution(fx.Interpreter):
     def is_plain(self, n: fx.Node) -> bool:
         """Whether a node is a convolution without a mask that the backend in use computes faster than torch."""
         conv = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
-        if not isinstance(conv, nn.Conv2d) or torch.compiler.is_exporting():
+        if not isinstance(conv, nn.Conv2d):
             return False
         same = (conv.stride, conv.padding, conv.dilation, conv.groups) == ((1, 1), (1, 1), (1, 1), 1)
         x = self.map_nodes_to_values(n.args[0], n)

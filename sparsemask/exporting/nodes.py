@@ -17,7 +17,7 @@ from torch._ops import OpOverload, OpOverloadPacket
 from torch.overrides import TorchFunctionMode
 
 from sparsemask.errors import UseError
-from sparsemask.ops import packed_point_network
+from sparsemask.ops import dispatch, packed_point_network
 from sparsemask.ops.conv import geometry_of
 from sparsemask.ops.packed import Packed
 from sparsemask.ops.predict_mask import WIDEST
@@ -257,7 +257,7 @@ class WithNodes(nn.Module):
         super().__init__()
         self.network = network
         recording = _Recording()
-        with torch.no_grad(), recording:
+        with torch.no_grad(), dispatch.as_program(), recording:
             network(*example)
         self.plans = recording.plans
 

@@ -27,6 +27,7 @@ loaded: dict[str, Backend] = {}  # backends by name, as far as they have been as
 _chosen: str | None = None  # by `with backend(name)`; a plain global, which torch.compile guards
 _repeating = 0  # how many `with repeatable()` there are around
 _int8 = 0  # and how many `with int8()`
+_as_program = 0
 
 
 class Call(Protocol):
@@ -59,7 +60,12 @@ def beats_dense(weight: Tensor, x: Tensor, name: str = "auto") -> bool:
         weight: (C_out, C_in, *kernel), of stride 1 and "same" padding.
         x: features (N, C_in, *spatial).
         name: of the network's own backend.
+
+    Returns:
+        False in programs, traced or compiled, which keep torch's own operators.
     """
+    if _as_program or torch.compiler.is_compiling() or x.is_meta:
+        return False
     return x.dtype == weight.dtype and able_or_reference(current(name), x).beats_dense(weight)
 
 
@@ -167,6 +173,17 @@ def int8() -> Iterator[None]:
         yield
     finally:
         _int8 -= 1
+
+
+@contextlib.contextmanager
+def as_program() -> Iterator[None]:
+    """Within the `with`, a call makes the same operators as when it is traced for a program."""
+    global _as_program
+    _as_program += 1
+    try:
+        yield
+    finally:
+        _as_program -= 1
 
 
 def in_int8() -> bool:
