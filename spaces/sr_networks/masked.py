@@ -167,7 +167,6 @@ def exportable(network: SparsifiedNetwork, save) -> Exportable:
         fast=lambda pictures: network(channels_last(pictures)),
         save=save,
         program=pure(program, _run),
-        whole=pure(copy.deepcopy(network), _run),
         plain=pure(plain, _run),
         inputs={"picture": torch.zeros(1, 3, *_SIZE)},
         outputs=("larger",),

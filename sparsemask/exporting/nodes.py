@@ -7,7 +7,7 @@ transpositions that meet are taken out by ONNX Runtime.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from sparsemask.errors import UseError
 from sparsemask.ops import dispatch, packed_point_network
 from sparsemask.ops.conv import geometry_of
+from sparsemask.ops.geometry import Geometry
 from sparsemask.ops.packed import Packed
 from sparsemask.ops.predict_mask import WIDEST
 
@@ -37,18 +38,25 @@ class _Node:
     """A call of an operator as a node.
 
     Attributes:
-        data: what is computed.
+        data: what is computed, also by other nodes.
         plan: makes what the kernels are told, of weights that are known.
         shape: of the output.
         back: what the operator returns, of the output.
         kind: of numbers.
     """
 
-    data: Sequence[Tensor]
+    data: Sequence[Tensor | _Node]
     plan: Callable[[], Plan]
     shape: Sequence[Any]
     back: Callable[[Tensor], Any]
     kind: torch.dtype = torch.float32
+
+    def parts(self) -> Iterator[_Node]:
+        """The node and those that it reads, these first."""
+        for one in self.data:
+            if isinstance(one, _Node):
+                yield from one.parts()
+        yield self
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -110,6 +118,48 @@ def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, in_dense
         [_rows(x), mask],
         lambda: onnx_plan.conv(weight, bias, in_dense, out_dense, geometry, activation),
         [x.shape[0], *mask.shape[2:], len(out_dense)],
+        _back,
+    )
+
+
+def _kept_conv(x: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor, places: Tensor, padding: Any,
+               dilation: Any, groups: int, kept: bool, activation: str, slopes: Tensor | None,
+               _backend: str) -> _Node:  # fmt: skip
+    from sparsemask.backends.native import onnx_plan
+
+    geometry = geometry_of(weight, (1, 1), padding, dilation, (0, 0), False, groups)
+    return _Node(
+        [_rows(x), mask, _kept_tables(mask, places, geometry)],
+        lambda: onnx_plan.kept_conv(weight, bias, geometry, kept, activation, slopes),
+        [1, places.shape[0], 1, len(weight)],
+        _back,
+    )
+
+
+def _kept_tables(mask: Tensor, places: Tensor, geometry: Geometry) -> _Node:
+    from sparsemask.backends.native import onnx_plan
+    from sparsemask.backends.native.kept import without_groups
+
+    padded = mask.shape[0]
+    for size, kernel, dilation in zip(mask.shape[2:], geometry.kernel, geometry.dilation, strict=True):
+        padded = padded * (size + (kernel - 1) * dilation)
+    return _Node(
+        [mask], lambda: onnx_plan.kept_tables(without_groups(geometry)), [padded + 2 * places.shape[0] + 1],
+        lambda tables: tables, torch.int32,
+    )  # fmt: skip
+
+
+def _merge_kept(
+    y: Tensor, x: Tensor, mask: Tensor, _places: Tensor, weight: Tensor, bias: Tensor | None, _backend: str
+) -> _Node:
+    from sparsemask.backends.native import onnx_plan
+
+    groups = x.shape[1] // weight.shape[1]
+    geometry = geometry_of(weight, (1, 1), (0, 0), (1, 1), (0, 0), False, groups)
+    return _Node(
+        [_rows(y), _rows(x), mask],
+        lambda: onnx_plan.merge_kept(weight, bias, geometry),
+        [x.shape[0], *x.shape[2:], len(weight)],
         _back,
     )
 
@@ -180,6 +230,8 @@ _NODES: Mapping[str, Callable[..., _Node]] = {
     "locate": _predict_mask,
     "fuse_scales": _multiscale_sum,
     "conv": _conv,
+    "kept_conv": _kept_conv,
+    "merge_kept": _merge_kept,
     "joined_conv": _joined_conv,
     "block": _block,
     "attended_block": _attended_block,
@@ -209,7 +261,7 @@ class _Recording(TorchFunctionMode):
         name = _name_of(function)
         if name is not None:
             with torch._C.DisableTorchFunction():
-                self.plans.append(_node(name, args, kwargs).plan())
+                self.plans.extend(node.plan() for node in _node(name, args, kwargs).parts())
         return function(*args, **(kwargs or {}))
 
 
@@ -224,11 +276,15 @@ class _Tracing(TorchFunctionMode):
         name = _name_of(function)
         if name is None:
             return function(*args, **(kwargs or {}))
-        node, number = _node(name, args, kwargs), self.count
+        return self._traced(_node(name, args, kwargs))
+
+    def _traced(self, node: _Node) -> Any:
+        data = [self._traced(one) if isinstance(one, _Node) else one for one in node.data]
+        number = self.count
         self.count += 1
         made = torch.onnx.ops.symbolic(
-            f"{DOMAIN}::{self.plans[number].kind}", node.data,
-            {_NUMBER: number, _DATA: len(node.data), _PLAN: 0}, dtype=node.kind, shape=node.shape, version=VERSION,
+            f"{DOMAIN}::{self.plans[number].kind}", data,
+            {_NUMBER: number, _DATA: len(data), _PLAN: 0}, dtype=node.kind, shape=node.shape, version=VERSION,
         )  # fmt: skip
         return node.back(made)
 
@@ -274,6 +330,7 @@ def complete(model: onnx.ModelProto, plans: Sequence[Plan]) -> None:
     from sparsemask.backends.native.onnx_plan import VERSION as PLAN_VERSION
 
     graph = model.graph
+    _share(graph, plans)
     for node in graph.node:
         if node.domain != DOMAIN:
             continue
@@ -294,3 +351,23 @@ def complete(model: onnx.ModelProto, plans: Sequence[Plan]) -> None:
     graph.initializer.extend(kept)
     if not any(one.domain == DOMAIN for one in model.opset_import):
         model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
+
+
+def _share(graph: onnx.GraphProto, plans: Sequence[Plan]) -> None:
+    """Leave one of nodes that compute the same: a region's convolutions have their tables in common."""
+    known: dict[Hashable, str] = {}
+    replaced: dict[str, str] = {}
+    left = []
+    for node in graph.node:
+        for k, name in enumerate(node.input):
+            node.input[k] = replaced.get(name, name)
+        if node.domain == DOMAIN:
+            plan = plans[next(one.i for one in node.attribute if one.name == _NUMBER)]
+            if not plan.tensors:
+                first = known.setdefault((plan.kind, *node.input, plan.words.tobytes()), node.output[0])
+                if first != node.output[0]:
+                    replaced[node.output[0]] = first
+                    continue
+        left.append(node)
+    del graph.node[:]
+    graph.node.extend(left)

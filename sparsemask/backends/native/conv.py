@@ -108,7 +108,7 @@ def activation_code(name: str) -> tuple[int, float]:
 class _Parts:
     """The split and packed weights of a layer; first: its dense outputs are the first ones, else `places`."""
 
-    def __init__(self, weight, bias, in_dense, out_dense, geometry, tables: Grid, depthwise: bool, stepwise=False):
+    def __init__(self, weight, bias, in_dense, out_dense, geometry, tables: Grid, depthwise: bool):
         # (taps, C_in / groups, C_out): torch lays transposed weights out with the inputs first.
         groups = geometry.groups
         taps = weight.detach().to(torch.float32).flatten(2)
@@ -117,7 +117,7 @@ class _Parts:
         else:
             taps = taps.permute(2, 1, 0)
         bias = bias.detach().to(torch.float32) if bias is not None else None
-        self.full = Product(taps, bias, groups, depthwise, tables, stepwise=stepwise)
+        self.full = Product(taps, bias, groups, depthwise, tables)
         self.dense, self.places, self.ins, self.first = None, None, None, False
         if not bool(out_dense.any()):
             return
@@ -125,7 +125,7 @@ class _Parts:
             # Group by group the dense channels differ in number: the weights of the others are zero instead.
             per = in_dense.view(groups, -1).repeat_interleave(len(out_dense) // groups, 0).T
             dense_bias = bias * out_dense if bias is not None else None
-            self.dense = Product(taps * per * out_dense, dense_bias, groups, depthwise, tables, stepwise=stepwise)
+            self.dense = Product(taps * per * out_dense, dense_bias, groups, depthwise, tables)
             return
         self.first = leading(out_dense)
         self.places = None if self.first else out_dense.nonzero().flatten().to(torch.int32)
@@ -140,7 +140,7 @@ class _Parts:
             return
         if read > count:
             self.ins = in_dense.nonzero().flatten().to(torch.int32)
-        self.dense = Product(dense[:, in_dense], bias, 1, False, tables, stepwise=stepwise)
+        self.dense = Product(dense[:, in_dense], bias, 1, False, tables)
 
     def read(self, rows: Tensor) -> Tensor:
         """The rows that the dense part reads."""
@@ -155,19 +155,17 @@ def leading(flags: Tensor) -> bool:
 class Product:
     """Packed weights of a convolution (taps, C_in / groups, C_out), ready to run over any rows of outputs.
 
-    narrow, clear, places: as inner products, for few outputs, see :class:`library.Call`. stepwise: weights are packed
-    one step of the depth at a time, whatever the columns are.
+    narrow, clear, places: as inner products, for few outputs, see :class:`library.Call`.
     """
 
     def __init__(
         self, taps: Tensor, bias: Tensor | None, groups: int, depthwise: bool, tables: Grid, *, narrow: bool = False,
-        clear: int = 0, places: Tensor | None = None, stepwise: bool = False,
+        clear: int = 0, places: Tensor | None = None,
     ):  # fmt: skip
         self.groups = 1 if depthwise else groups
         self.depth, self.columns, self.depthwise = taps.shape[1], taps.shape[2], depthwise
         self.narrow = narrow
-        plain = narrow or depthwise or stepwise
-        group = 0 if plain else library.group_of(self.columns // self.groups, self.depth)
+        group = 0 if narrow or depthwise else library.group_of(self.columns // self.groups, self.depth)
         self.more = {"narrow": narrow, "clear": clear, "places": places, "group": group}
         self.bias = bias.clone() if bias is not None else None  # not the live parameter
         squared = (

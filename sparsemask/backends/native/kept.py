@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparsemask.backends.native import bfloat16, library, tiles
 from sparsemask.backends.native.bfloat16 import read_rows
-from sparsemask.backends.native.conv import Product, activation_code
+from sparsemask.backends.native.conv import RELU, Product, activation_code
 from sparsemask.backends.native.grid import Grid, grid
 from sparsemask.backends.native.library import Segment, Target
 from sparsemask.backends.native.rows import from_rows, to_rows
@@ -62,30 +62,51 @@ def _locations(mask: Tensor) -> _Locations:
 def conv(call: KeptConvCall) -> Tensor:
     """See :mod:`sparsemask.ops.kept_conv`; in float32."""
     places, weight, bias = _locations(call.mask), call.weight, call.bias
-    tables = places.grid(_without_groups(call.geometry), call.kept)
-    groups, depthwise = call.geometry.groups, call.geometry.groups == call.x.shape[1] == len(weight)
-
-    def make() -> tuple[Product, Tensor | None]:
-        taps = weight.detach().flatten(2).permute(2, 1, 0)
-        slopes = None if call.slopes is None else call.slopes.detach().expand(len(weight)).clone()
-        return Product(taps, bias, groups, depthwise, tables), slopes
-
+    tables = places.grid(without_groups(call.geometry), call.kept)
     sources = [one for one in (weight, bias, call.slopes) if one is not None]
-    product, slopes = _derived.get(sources, make, call.geometry)
-    act = activation_code(call.activation) if slopes is None else activation_code("leaky_relu")
+    layer: Layer = _derived.get(
+        sources, lambda: Layer(weight, bias, call.geometry, call.activation, call.slopes, tables),
+        (call.geometry, call.activation),
+    )  # fmt: skip
     out = library.empty(len(places.kept), len(weight))
-    rows = _rows(call.x) if call.kept else to_rows(call.x)
-    squares = None if product.squared is None else places.squares(tables)
+    rows, act = _rows(call.x) if call.kept else to_rows(call.x), activation_code(layer.activation)
+    squares = None if layer.product.squared is None else places.squares(tables)
     library.products(
-        product.calls(rows, tables, places.kept, out, act, slopes=slopes, side_by_side=True, squares=squares)
+        layer.product.calls(
+            rows, tables, places.kept, out, act, slopes=layer.slopes, side_by_side=True, squares=squares
+        )
     )
     return as_kept(out)
+
+
+class Layer:
+    """A convolution's packed weights, and what comes behind it, as the kernels take it.
+
+    Attributes:
+        product: the weights.
+        activation: its name.
+        slopes: of the activation "leaky_relu", for every output, (C_out,); or None.
+    """
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: str, slopes: Tensor | None,
+        tables: Grid,
+    ):  # fmt: skip
+        outs, groups = len(weight), geometry.groups
+        depthwise = groups == weight.shape[1] * groups == outs
+        bias = None if bias is None else bias.detach().float()
+        self.product = Product(weight.detach().float().flatten(2).permute(2, 1, 0), bias, groups, depthwise, tables)
+        self.activation, self.slopes = activation, None
+        if slopes is not None:
+            code, slope = activation_code(activation)
+            before = {0: 1.0, RELU: 0.0}.get(code, slope)  # of the activation that the PReLU stands behind
+            self.activation, self.slopes = "leaky_relu", before * slopes.detach().float().expand(outs)
 
 
 def packed_conv(call: KeptConvCall, kind: torch.dtype) -> Tensor:
     """The same in bfloat16, products in `kind`, bfloat16 or int8; without groups."""
     places = _locations(call.mask)
-    tables = places.grid(_without_groups(call.geometry), call.kept)
+    tables = places.grid(without_groups(call.geometry), call.kept)
     sources = [call.weight] if call.bias is None else [call.weight, call.bias]
 
     def make() -> bfloat16.Product:
@@ -99,7 +120,7 @@ def packed_conv(call: KeptConvCall, kind: torch.dtype) -> Tensor:
     return activated(call, as_kept(out[:, : len(call.weight)]))
 
 
-def _without_groups(geometry: Geometry) -> Geometry:
+def without_groups(geometry: Geometry) -> Geometry:
     """Tables do not depend on groups."""
     return geometry if geometry.groups == 1 else dataclasses.replace(geometry, groups=1)
 

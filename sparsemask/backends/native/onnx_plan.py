@@ -18,7 +18,7 @@ from torch import Tensor
 from sparsemask.backends.native import block as modules
 from sparsemask.backends.native import conv as convolutions
 from sparsemask.backends.native import inverted_residual as residuals
-from sparsemask.backends.native import library
+from sparsemask.backends.native import kept, library
 from sparsemask.backends.native import multiscale_sum as stages
 from sparsemask.backends.native import point_network as points
 from sparsemask.backends.native import predict_mask as branches
@@ -28,7 +28,7 @@ from sparsemask.ops.geometry import Geometry
 from sparsemask.ops.point_network import PointNetworkWeights
 from sparsemask.ops.predict_mask import margin
 
-VERSION = 3  # what operators.cpp calls PLAN
+VERSION = 4  # what operators.cpp calls PLAN
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def conv(
     # Of a size at which every class of outputs is there.
     size = tuple(2 * (k * d + s) for k, d, s in zip(geometry.kernel, geometry.dilation, geometry.stride, strict=True))
     tables = grid(1, size, geometry)
-    parts = convolutions._Parts(weight, bias, in_dense, out_dense, geometry, tables, depthwise, stepwise=True)
+    parts = convolutions._Parts(weight, bias, in_dense, out_dense, geometry, tables, depthwise)
     writer = _Writer()
     writer.geometry(geometry)
     writer.activation(activation)
@@ -190,13 +190,41 @@ def conv(
 def _weights(writer: _Writer, product: convolutions.Product) -> None:
     """Those of a product, class by class."""
     writer.integers(product.groups, product.depth, product.columns, product.depthwise, product.narrow)
-    writer.integers(int(product.more["clear"]))
+    writer.integers(*(int(product.more[name]) for name in ("clear", "group")))
     writer.tensor(product.more["places"])
     writer.tensor(product.bias)
     writer.tensor(product.squared)
     for one in product.packed:
         for packed in one:
             writer.tensor(packed)
+
+
+def kept_tables(geometry: Geometry) -> Plan:
+    """Where kept locations of a mask stand on a convolution's grid."""
+    writer = _Writer()
+    writer.geometry(geometry)
+    return writer.plan("KeptTables")
+
+
+def kept_conv(
+    weight: Tensor, bias: Tensor | None, geometry: Geometry, kept_rows: bool, activation: str, slopes: Tensor | None
+) -> Plan:
+    """A convolution at kept locations, see :class:`sparsemask.ops.kept_conv.KeptConvCall`."""
+    layer = kept.Layer(weight, bias, geometry, activation, slopes, grid(1, geometry.kernel, geometry))
+    writer = _Writer()
+    writer.geometry(geometry)
+    writer.activation(layer.activation)
+    writer.integers(kept_rows)
+    writer.tensor(layer.slopes)
+    _weights(writer, layer.product)
+    return writer.plan("KeptConv")
+
+
+def merge_kept(weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Plan:
+    """Kept rows in their places, see :class:`sparsemask.ops.merge_kept.MergeKeptCall`; geometry: of the 1×1 convolution."""
+    writer = _Writer()
+    _weights(writer, kept.Layer(weight, bias, geometry, "none", None, grid(1, (1, 1), geometry)).product)
+    return writer.plan("MergeKept")
 
 
 def joined_conv(weight: Tensor, bias: Tensor | None, features: int, activation: str) -> Plan:

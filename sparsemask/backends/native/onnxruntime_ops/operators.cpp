@@ -17,7 +17,7 @@
 
 namespace {
 
-constexpr int64_t PLAN = 3;  // version of the plans, as onnx_plan.py writes them
+constexpr int64_t PLAN = 4;  // version of the plans, as onnx_plan.py writes them
 
 std::atomic<int64_t> asked_threads{0};
 
@@ -351,7 +351,7 @@ std::vector<int32_t> lookup(const int32_t* index, int64_t n, const std::vector<i
 
 // Weights of a convolution, split and packed: Product in conv.py.
 struct Weights {
-    int64_t groups, depth, columns, depthwise, narrow, clear;
+    int64_t groups, depth, columns, depthwise, narrow, clear, group;
     const int32_t* places;
     const float* bias;
     const float* squared;  // or null
@@ -360,17 +360,38 @@ struct Weights {
     static Weights of(Call& call, size_t classes) {
         Weights w;
         w.groups = call.word(), w.depth = call.word(), w.columns = call.word(), w.depthwise = call.word();
-        w.narrow = call.word(), w.clear = call.word();
+        w.narrow = call.word(), w.clear = call.word(), w.group = call.word();
         w.places = call.address<int32_t>(), w.bias = call.address<float>(), w.squared = call.address<float>();
         for (size_t i = 0; i < classes * static_cast<size_t>(w.groups); i++) w.packed.push_back(call.address<float>());
         return w;
     }
 };
 
+// Rows that products read: of `count` locations, `stride` floats apart, found by a map (see Segment).
+struct Source {
+    const float* rows;
+    int64_t stride, count;
+    const int32_t* map;
+};
+
+// Outputs of one class: where they stand on the padded grid, and their rows, or null: the first ones in order.
+struct Outputs {
+    int64_t n;
+    const int32_t *pos, *at;
+};
+
+// Which of some outputs are squares, four of each, and which are in none: sm_squares.
+struct Squares {
+    int64_t count;
+    const int32_t *found, *rest;
+};
+
 // Products that run together, with what they point to.
 class Products {
 public:
-    Products(int64_t activation, double slope) : activation(activation), slope(slope), threads(threads_now()) {}
+    // slopes: of the activation, one for every column, or null.
+    Products(int64_t activation, double slope, const float* slopes = nullptr)
+        : activation(activation), slope(slope), slopes(slopes), threads(threads_now()) {}
 
     // The outputs `listed` from rows (count, stride) into their rows of out.
     void add(const Weights& w, const float* rows, int64_t stride, int64_t count, const Tables& tables,
@@ -379,45 +400,63 @@ public:
         const size_t classes = tables.offsets.size();
         const int32_t* values = listed;
         std::vector<int64_t> starts{0, n};
-        held.push_back(std::vector<int32_t>(n));
-        std::vector<int32_t>& pos = held.back();
+        int32_t* pos = room(n);
         if (classes > 1) {
-            held.push_back(std::vector<int32_t>(n));
+            int32_t* sorted = room(n);
             starts.resize(classes + 1);
             sm_partition(listed, n, tables.kind.data(), static_cast<int64_t>(classes), tables.position.data(),
-                         starts.data(), held.back().data(), pos.data());
-            values = held.back().data();
+                         starts.data(), sorted, pos);
+            values = sorted;
         } else {
-            sm_lookup(listed, n, tables.position.data(), pos.data());
+            sm_lookup(listed, n, tables.position.data(), pos);
         }
-        const int32_t* at = pos.data();
+        const Source from{rows, stride, count, tables.interior.data()};
         if (w.squared && tables.pitch) {
-            held.emplace_back(n), held.emplace_back(n);
-            std::vector<int32_t>&found = *std::prev(held.end(), 2), &rest = held.back();
-            const int64_t count = sm_squares(at, n, tables.pitch, found.data(), rest.data());
-            held.emplace_back(count), held.emplace_back(n - 4 * count);
-            std::vector<int32_t>&first = *std::prev(held.end(), 2), &rest_at = held.back();
-            for (int64_t i = 0; i < count; i++) first[i] = at[found[4 * i]];
-            for (int64_t i = 0; i < 4 * count; i++) found[i] = listed[found[i]];
-            for (int64_t i = 0; i < n - 4 * count; i++) rest_at[i] = at[rest[i]], rest[i] = listed[rest[i]];
-            sm::Product p = product(w, rows, stride, tables, 0, 0, out, out_stride, sm::TAPS);
-            p.rows = count, p.pos = first.data(), p.at0 = found.data();
-            p.packed = w.squared, p.pitch = tables.pitch;
-            if (count) listing.push_back(p);
-            at = rest_at.data(), values = rest.data(), starts[1] = n - 4 * count;
+            int32_t *found = room(n), *rest = room(n);
+            const int64_t squares = sm_squares(pos, n, tables.pitch, found, rest);
+            return add(w, from, tables, {n, pos, values}, Squares{squares, found, rest}, out, out_stride);
         }
         for (size_t c = 0; c < classes; c++)
-            for (int64_t g = 0; g < w.groups; g++) {
-                sm::Product p = product(w, rows, stride, tables, c, g, out, out_stride, 1);
-                p.rows = starts[c + 1] - starts[c];
-                if (!p.rows) continue;
-                p.pos = at + starts[c], p.at0 = values + starts[c];
-                p.packed = w.packed[c * w.groups + g];
-                p.narrow = w.narrow ? (count * stride < (1 << 18) ? 1 : 2) : 0;
-                p.clear = w.clear, p.places = w.places;
-                if (w.depthwise) sm_depthwise(&p);
-                else listing.push_back(p);
-            }
+            add(w, c, from, tables.offsets[c], {starts[c + 1] - starts[c], pos + starts[c], values + starts[c]}, out,
+                out_stride);
+    }
+
+    // Outputs whose squares are known, by weights that have them.
+    void add(const Weights& w, const Source& from, const Tables& tables, const Outputs& outputs, const Squares& squares,
+             float* out, int64_t out_stride) {
+        const int64_t left = outputs.n - 4 * squares.count;
+        int32_t *first = room(squares.count), *rest = room(left);
+        for (int64_t i = 0; i < squares.count; i++) first[i] = outputs.pos[squares.found[4 * i]];
+        sm_lookup(squares.rest, left, outputs.pos, rest);
+        const int32_t *found_at = squares.found, *rest_at = squares.rest;
+        if (outputs.at) {
+            int32_t *one = room(4 * squares.count), *other = room(left);
+            sm_lookup(found_at, 4 * squares.count, outputs.at, one);
+            sm_lookup(rest_at, left, outputs.at, other);
+            found_at = one, rest_at = other;
+        }
+        if (squares.count) {
+            sm::Product p = product(w, from, tables.offsets[0], 0, out, out_stride, sm::TAPS);
+            p.rows = squares.count, p.pos = first, p.at0 = found_at;
+            p.packed = w.squared, p.pitch = tables.pitch;
+            listing.push_back(p);
+        }
+        add(w, 0, from, tables.offsets[0], {left, rest, rest_at}, out, out_stride);
+    }
+
+    // Outputs of one class.
+    void add(const Weights& w, size_t number, const Source& from, const std::vector<int64_t>& offsets,
+             const Outputs& outputs, float* out, int64_t out_stride) {
+        if (!outputs.n) return;
+        for (int64_t g = 0; g < w.groups; g++) {
+            sm::Product p = product(w, from, offsets, g, out, out_stride, 1);
+            p.rows = outputs.n, p.pos = outputs.pos, p.at0 = outputs.at;
+            p.packed = w.packed[number * w.groups + g], p.group = w.group;
+            p.narrow = w.narrow ? (from.count * from.stride < (1 << 18) ? 1 : 2) : 0;
+            p.clear = w.clear, p.places = w.places;
+            if (w.depthwise) sm_depthwise(&p);
+            else listing.push_back(p);
+        }
     }
 
     void run() {
@@ -425,20 +464,25 @@ public:
     }
 
 private:
-    // A product of group g and class c, of every so many taps, without its rows, places and weights.
-    sm::Product product(const Weights& w, const float* rows, int64_t stride, const Tables& tables, size_t c, int64_t g,
-                        float* out, int64_t out_stride, size_t every) {
+    int32_t* room(int64_t n) {
+        held.emplace_back(n);
+        return held.back().data();
+    }
+
+    // A product of group g, of every so many taps, without its rows, places and weights.
+    sm::Product product(const Weights& w, const Source& from, const std::vector<int64_t>& offsets, int64_t g, float* out,
+                        int64_t out_stride, size_t every) {
         const int64_t wide = w.columns / w.groups, deep = w.depthwise ? w.columns : w.depth;
         segments.emplace_back();
-        for (size_t t = 0; t < tables.offsets[c].size(); t += every)
-            segments.back().push_back({rows + g * deep, tables.interior.data(), stride, tables.offsets[c][t], deep});
+        for (size_t t = 0; t < offsets.size(); t += every)
+            segments.back().push_back({from.rows + g * deep, from.map, from.stride, offsets[t], deep});
         sm::Product p = {};
         p.n_segments = static_cast<int64_t>(segments.back().size());
         p.segments = segments.back().data();
         p.depth = p.n_segments * deep;
         p.columns = p.split = wide;
         p.bias = w.bias ? w.bias + g * wide : nullptr;
-        p.activation = activation, p.slope = slope;
+        p.activation = activation, p.slope = slope, p.slopes = slopes ? slopes + g * wide : nullptr;
         p.out0 = out + g * wide, p.stride0 = out_stride;
         p.threads = threads;
         return p;
@@ -446,6 +490,7 @@ private:
 
     int64_t activation;
     double slope;
+    const float* slopes;
     int64_t threads;
     std::list<std::vector<int32_t>> held;
     std::list<std::vector<sm::Segment>> segments;
@@ -508,6 +553,77 @@ void conv(Call& call) {
     products.add(dense, from, stride, rows, *tables, split.dropped.data(), split.n_dropped, values.data(), n_outs);
     products.run();
     sm_fill(out, outs, outs, split.dropped.data(), split.n_dropped, values.data(), out_places, n_outs, threads);
+}
+
+// Chains at kept locations, see kept.py. Kept rows are (1, K, 1, C).
+
+// Of a mask (N, 1, H, W), under a geometry: at every position of the padded grid the number among the kept, or -1; where the
+// K kept locations stand on it; which of them are squares, and the others, K in all; how many squares there are.
+void kept_tables(Call& call) {
+    const Geometry g = Geometry::of(call);
+    const auto size = call.sizes(0);
+    fits(size.size() == 4 && size[1] == 1, "a mask is (N, 1, H, W)");
+    const auto tables = tables_of(g, size[0], size.data() + 2);
+    const int64_t padded = static_cast<int64_t>(tables->interior.size());
+    const Split split(call.flags(0), call.total(0), true);
+    const int64_t n = split.n_kept;
+    int32_t* out = static_cast<int32_t*>(call.output({padded + 2 * n + 1}));
+    int32_t *pos = out + padded, *found = pos + n;
+    sm_lookup(tables->interior.data(), padded, split.compact.data(), out);
+    sm_lookup(split.kept.data(), n, tables->position.data(), pos);
+    std::vector<int32_t> rest(n);
+    const int64_t squares = tables->pitch ? sm_squares(pos, n, tables->pitch, found, rest.data()) : 0;
+    std::copy(rest.begin(), rest.begin() + (n - 4 * squares), found + 4 * squares);
+    found[n] = static_cast<int32_t>(squares);
+}
+
+// A convolution at kept locations. Data: rows (N, H, W, C) or kept rows, the mask, its tables.
+void kept_conv(Call& call) {
+    const Geometry g = Geometry::of(call);
+    const int64_t activation = call.word();
+    const double slope = call.number();
+    const bool kept = call.word() != 0;
+    const float* slopes = call.address<float>();
+    const Weights w = Weights::of(call, 1);
+    const auto from = call.sizes(0), size = call.sizes(1);
+    fits(size.size() == 4, "a mask is (N, 1, H, W)");
+    const auto tables = tables_of(g, size[0], size.data() + 2);
+    const int64_t padded = static_cast<int64_t>(tables->interior.size()), n = (call.total(2) - padded - 1) / 2;
+    const int64_t channels = w.depthwise ? w.columns : w.depth * w.groups;
+    const Call::Sizes rows{1, n, 1, channels}, whole{size[0], size[2], size[3], channels};
+    fits(n >= 0 && from == (kept ? rows : whole), "features do not fit a convolution at kept locations");
+    const int32_t* told = static_cast<const int32_t*>(call.input(2));
+    float* out = static_cast<float*>(call.output({1, n, 1, w.columns}));
+    Products products(activation, slope, slopes);
+    const Source source{call.floats(0), channels, call.total(0) / channels, kept ? told : tables->interior.data()};
+    const Outputs outputs{n, told + padded, nullptr};
+    const int32_t* found = told + padded + n;
+    if (w.squared)
+        products.add(w, source, *tables, outputs, Squares{found[n], found, found + 4 * found[n]}, out, w.columns);
+    else
+        products.add(w, 0, source, tables->offsets[0], outputs, out, w.columns);
+    products.run();
+}
+
+// Kept rows in their places, a 1x1 convolution of others elsewhere. Data: the kept rows, rows (N, H, W, C), the mask.
+void merge_kept(Call& call) {
+    const Weights w = Weights::of(call, 1);
+    const auto size = call.sizes(1);
+    const int64_t channels = w.depthwise ? w.columns : w.depth * w.groups, places = call.total(2);
+    fits(size.size() == 4 && size[3] == channels && call.total(1) == places * channels, "features do not fit a mask");
+    const Split split(call.flags(2), places, false);
+    fits(call.sizes(0) == Call::Sizes({1, split.n_kept, 1, w.columns}), "kept features do not fit a mask");
+    const float* y = call.floats(0);
+    const int64_t columns = w.columns, threads = threads_now();
+    float* out = static_cast<float*>(call.output({size[0], size[1], size[2], columns}));
+#pragma omp parallel for num_threads(static_cast<int>(threads)) if (threads > 1) schedule(static)
+    for (int64_t i = 0; i < split.n_kept; i++)
+        std::memcpy(out + split.kept[i] * columns, y + i * columns, columns * sizeof(float));
+    Products products(0, 0);
+    const Source source{call.floats(1), channels, places, nullptr};
+    const int32_t* dropped = split.dropped.data();
+    products.add(w, 0, source, {0}, {split.n_dropped, dropped, dropped}, out, columns);
+    products.run();
 }
 
 // A convolution over several features, nothing masked. Data: the features, and an addend where there is one.
@@ -696,6 +812,9 @@ ort::Status* RegisterCustomOps(ort::Options* options, const ort::Base* base) {
         kind("PredictMask", predict_mask, ort::BOOL),
         kind("MultiscaleSum", multiscale_sum),
         kind("Conv", conv),
+        kind("KeptTables", kept_tables, ort::INT32),
+        kind("KeptConv", kept_conv),
+        kind("MergeKept", merge_kept),
         kind("JoinedConv", joined_conv),
         kind("Block", block),
         kind("CorrelationVolume", correlation_volume),

@@ -57,7 +57,7 @@ void release(Table table, Number number, Held* held) {
 
 inline Status* failure(Table table, const char* said) { return call(table, CREATE_STATUS, 1, said); }
 
-enum Type { ANY = 0, FLOAT = 1, BOOL = 9 };
+enum Type { ANY = 0, FLOAT = 1, INT32 = 6, BOOL = 9 };
 enum Characteristic { REQUIRED = 0, VARIADIC = 2 };
 
 // Describes an operator. Functions get the structure itself.
