@@ -18,8 +18,10 @@ from sparsemask import exporting, spaces
 from sparsemask.errors import UseError
 from sparsemask.exporting.nodes import DOMAIN, WithNodes
 from sparsemask.exporting.validation import opened
+from sparsemask.ops import activation as act
 from sparsemask.ops import register_all  # noqa: F401
 from sparsemask.ops.conv import geometry_of
+from sparsemask.ops.kept_conv import kept_features, kept_places
 from sparsemask.retrain import export
 from test_export import command, network, place  # noqa: F401  a directory with a network without masks
 from test_export_masked import (
@@ -31,6 +33,7 @@ from test_smpointseg import crop, settle, small
 from test_smsr import network as smsr
 from test_smsr import pictures
 from test_smstereo import pair
+from test_sparsify import SMALL, without_dense_layers
 from test_sr_masked import image, masked
 
 
@@ -59,8 +62,10 @@ def same(made: exporting.Exportable, batches: list, path: Path) -> None:
     assert found.good and not note, found
 
 
-def single(kind: str, module: nn.Module, inputs: tuple[torch.Tensor, ...], path: Path, library: Path) -> np.ndarray:
-    """What ONNX Runtime computes of a module of one operator."""
+def single(
+    nodes: str | set[str], module: nn.Module, inputs: tuple[torch.Tensor, ...], path: Path, library: Path
+) -> np.ndarray:
+    """What ONNX Runtime computes of a module of operators of these kinds."""
     import onnxruntime
 
     names = tuple(f"in{k}" for k in range(len(inputs)))
@@ -69,7 +74,7 @@ def single(kind: str, module: nn.Module, inputs: tuple[torch.Tensor, ...], path:
         inputs=dict(zip(names, inputs, strict=True)), outputs=("out",), dense=module,
     )  # fmt: skip
     exporting.export_onnx(made, path, form=exporting.SKIP)
-    assert kinds(path) == {kind}
+    assert kinds(path) == ({nodes} if isinstance(nodes, str) else nodes)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.register_custom_ops_library(os.fspath(library))
@@ -152,6 +157,85 @@ def test_a_module(tmp_path, library, attended, share):
     np.testing.assert_allclose(found, module(x, mask).numpy(), atol=1e-4, rtol=1e-4)
 
 
+class Region(nn.Module):
+    """A residual region at kept locations: two convolutions, which read all locations and kept ones, and a bypass.
+
+    The second one reads what the first one gives plus the region's input, so that a sum stands between them.
+    """
+
+    def __init__(self, channels: int, kernel: int, dilation: int, groups: int, activation: str, prelu: bool):
+        super().__init__()
+        self.padding, self.dilation, self.groups = [dilation * (kernel // 2)] * 2, [dilation] * 2, groups
+        self.activation = activation
+        own = (channels, channels // groups, kernel, kernel)
+        self.weights = nn.ParameterList(nn.Parameter(torch.randn(own) / kernel, False) for _ in range(2))
+        self.biases = nn.ParameterList(nn.Parameter(torch.randn(channels), False) for _ in range(2))
+        self.slopes = nn.Parameter(torch.rand(channels) - 0.5, False) if prelu else None
+        self.bypass = nn.Parameter(torch.randn(channels, channels // groups, 1, 1), False)
+        self.offset = nn.Parameter(torch.randn(channels), False)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        places = kept_places(mask)
+
+        def conv(x, number, kept):
+            return torch.ops.sparsemask.kept_conv(
+                x, self.weights[number], self.biases[number], mask, places, self.padding, self.dilation, self.groups,
+                kept, self.activation, self.slopes, "auto",
+            )  # fmt: skip
+
+        y = conv(conv(x, 0, False) + kept_features(x, places), 1, True)
+        return torch.ops.sparsemask.merge_kept(y, x, mask, places, self.bypass, self.offset, "auto")
+
+    def literal(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Whole maps in float64."""
+        y, x = x.double(), x.double()
+        for number in range(2):
+            given = self.weights[number].double(), self.biases[number].double()
+            y = nn.functional.conv2d(y, *given, 1, self.padding, self.dilation, self.groups)
+            y = act.apply(self.activation, y)
+            y = y if self.slopes is None else nn.functional.prelu(y, self.slopes.double())
+            y = (y + x if number == 0 else y) * mask
+        other = nn.functional.conv2d(x, self.bypass.double(), self.offset.double(), groups=self.groups)
+        return torch.where(mask, y, other)
+
+
+# channels, kernel, dilation, groups, activation, PReLU
+REGIONS = {
+    "few channels": (8, 3, 1, 1, "none", True),  # several steps of the depth at a time
+    "squares": (24, 3, 1, 1, "none", True),
+    "squares of many": (64, 3, 1, 1, "relu", False),
+    "5x5": (20, 5, 1, 1, "leaky_relu:0.1", False),
+    "dilated": (16, 3, 2, 1, "none", False),
+    "pointwise": (16, 1, 1, 1, "relu", False),
+    "depth-wise": (24, 3, 1, 24, "none", True),
+    "PReLU behind ReLU": (16, 3, 1, 1, "relu", True),
+    "PReLU behind leaky ReLU": (8, 3, 1, 1, "leaky_relu:0.1", True),
+}
+
+
+@pytest.mark.parametrize("name", REGIONS)
+def test_a_region_at_kept_locations(tmp_path, library, name):
+    """Against whole maps in float64: some, none and all locations kept, two pictures of odd and of even sides."""
+    torch.manual_seed(5)
+    module = Region(*REGIONS[name])
+    for kept, size in ((0.7, (11, 14)), (0.0, (6, 8)), (1.0, (7, 9))):
+        x, mask = torch.randn(2, REGIONS[name][0], *size), torch.rand(2, 1, *size) < kept
+        found = single({"KeptTables", "KeptConv", "MergeKept"}, module, (x, mask), tmp_path / f"{kept}.onnx", library)
+        wanted = module.literal(x, mask)
+        np.testing.assert_allclose(found, wanted.numpy(), rtol=0, atol=1e-5 * float(wanted.abs().max()))
+
+
+def test_a_mask_has_one_node_of_tables(tmp_path, library):
+    """Which its convolutions of one geometry share."""
+    import onnx
+
+    module, size = Region(*REGIONS["squares"]), (6, 7)
+    given = torch.randn(1, 24, *size), torch.rand(1, 1, *size) < 0.5
+    single({"KeptTables", "KeptConv", "MergeKept"}, module, given, tmp_path / "net.onnx", library)
+    names = [node.op_type for node in onnx.load(tmp_path / "net.onnx").graph.node]
+    assert names.count("KeptConv") == 2 and names.count("KeptTables") == 1
+
+
 @pytest.mark.parametrize(("share", "always"), [(0.5, None), (0.0, False), (1.0, True)])
 def test_specialised_networks(tmp_path, share, always):
     net = specialised(share, place_stride=2)
@@ -182,7 +266,41 @@ def test_super_resolution_with_masks_of_any_size(tmp_path):
     net = masked("SRVGGNetCompact")
     made = spaces.get("sr").exportable(net, image(16, 16), None)
     same(made, [image(16, 16), image(24, 20)], tmp_path / "net.onnx")
-    assert kinds(tmp_path / "net.onnx") == {"Conv", "PredictMask"}
+    assert kinds(tmp_path / "net.onnx") == {"Conv", "JoinedConv", "PredictMask"}
+
+
+IN_ROWS = [
+    pytest.param(name, marks=[pytest.mark.slow] if name not in ("SRVGGNetCompact", "EDSR") else []) for name in SMALL
+]
+
+
+@pytest.mark.parametrize("name", IN_ROWS)
+def test_regions_of_networks_are_computed_at_kept_locations(tmp_path, name):
+    """As the eager network has it, whichever backend it has; batches, odd sides."""
+    net, batch = without_dense_layers(name), image(25, 34).repeat(2, 1, 1, 1)
+    batch[1] = batch[1].flip(-1)
+    made = spaces.get("sr").exportable(net, batch, None)
+    same(made.fixed(batch), [batch], tmp_path / "net.onnx")
+    assert {"KeptConv", "MergeKept"} <= kinds(tmp_path / "net.onnx") and "Conv" not in kinds(tmp_path / "net.onnx")
+
+
+@pytest.mark.slow
+def test_regions_at_kept_locations_of_any_size(tmp_path):
+    """Files of open sizes take odd sides, too."""
+    made = spaces.get("sr").exportable(without_dense_layers("SRVGGNetCompact"), image(16, 16), None)
+    same(made, [image(16, 16), image(24, 20), image(23, 35)], tmp_path / "net.onnx")
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_regions_of_nothing_and_of_all(tmp_path, kept):
+    net, x = without_dense_layers("SRVGGNetCompact"), image(20, 18)
+    for masks in net.region_masks:
+        masks.spa_mask[-1].weight.data.mul_(1e-6)  # not zero, so that no mask is constant
+        masks.spa_mask[-1].bias.data.copy_(torch.tensor([-1e3, 1e3]) * (1 if kept else -1))
+    made = spaces.get("sr").exportable(net, x, None)
+    same(made.fixed(x), [x], tmp_path / "net.onnx")
+    assert {float(mask.float().mean()) for mask in net.masks} == {float(kept)}
+    assert "KeptConv" in kinds(tmp_path / "net.onnx")
 
 
 @pytest.mark.slow

@@ -168,7 +168,7 @@ class SparsifiedNetwork(MaskedNetwork):
     report = ""
     """How :func:`sparsify` met a budget in milliseconds, as lines."""
     exported_in_rows: Collection[int] = ()
-    """Numbers of the regions that exported programs compute at kept locations alone; where there are any, so does it."""
+    """Numbers of the regions that exported programs compute at kept locations alone; if there are any, it does, too."""
     multiplies = False
     """Whether masks multiply in evaluation, too, instead of skipping: for programs without the sparse operator."""
 

@@ -171,7 +171,7 @@ def _joined_conv(
 
     return _Node(
         [*map(_rows, xs), *([] if add is None else [_rows(add)])],
-        lambda: onnx_plan.joined_conv(weight, bias, len(xs), activation),
+        lambda: onnx_plan.joined_conv(weight, bias, [x.shape[1] for x in xs], activation),
         [xs[0].shape[0], *xs[0].shape[2:], len(weight)],
         _back,
     )
@@ -331,6 +331,7 @@ def complete(model: onnx.ModelProto, plans: Sequence[Plan]) -> None:
 
     graph = model.graph
     _share(graph, plans)
+    plans = [*plans, *_convolve_in_rows(graph, len(plans))]
     for node in graph.node:
         if node.domain != DOMAIN:
             continue
@@ -362,7 +363,7 @@ def _share(graph: onnx.GraphProto, plans: Sequence[Plan]) -> None:
         for k, name in enumerate(node.input):
             node.input[k] = replaced.get(name, name)
         if node.domain == DOMAIN:
-            plan = plans[next(one.i for one in node.attribute if one.name == _NUMBER)]
+            plan = plans[_attribute(node, _NUMBER)]
             if not plan.tensors:
                 first = known.setdefault((plan.kind, *node.input, plan.words.tobytes()), node.output[0])
                 if first != node.output[0]:
@@ -371,3 +372,91 @@ def _share(graph: onnx.GraphProto, plans: Sequence[Plan]) -> None:
         left.append(node)
     del graph.node[:]
     graph.node.extend(left)
+
+
+_TO_ROWS, _FROM_ROWS = [0, 2, 3, 1], [0, 3, 1, 2]  # permutations of dimensions
+
+
+def _convolve_in_rows(graph: onnx.GraphProto, number: int) -> list[Plan]:
+    """Make nodes of dense convolutions of few channels that stand beside nodes, with the activation behind them.
+
+    ONNX Runtime's own convolutions take channels in blocks of 16, so that features change their order twice on the way
+    to a node, and its PReLU takes as long as such a convolution.
+
+    Args:
+        graph: its nodes are replaced.
+        number: of the first node that is made.
+
+    Returns:
+        The plans of the nodes.
+    """
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    from sparsemask.backends.native import library, onnx_plan
+
+    constants, outputs = {one.name: one for one in graph.initializer}, {one.name for one in graph.output}
+    tensor = lambda name: torch.from_numpy(np.array(numpy_helper.to_array(constants[name])))
+    maker = {name: node for node in graph.node for name in node.output}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    transposes = lambda node, order: (node and node.op_type) == "Transpose" and _attribute(node, "perm") == order
+    plans: list[Plan] = []
+    made: dict[str, list[onnx.NodeProto]] = {}  # by the name of a convolution's output
+    gone: set[str] = set()
+    for node in graph.node:
+        if node.op_type != "Conv" or not constants.keys() >= set(node.input[1:]) or node.output[0] in outputs:
+            continue
+        weight, (y,) = tensor(node.input[1]), node.output
+        outs, ins = weight.shape[:2]
+        if min(outs, ins) >= library.LEAST or not _keeps_size(node, weight.shape):
+            continue
+        activation, slopes, end = "none", None, y
+        if len(readers.get(y, ())) == 1:
+            [behind] = readers[y]
+            factors = behind.input[1] if behind.op_type == "PRelu" else ""
+            if factors in constants and tensor(factors).numel() in (1, outs):
+                slopes = tensor(factors).flatten().expand(outs).contiguous()
+                activation, end = "leaky_relu", behind.output[0]
+            elif behind.op_type == "Relu":
+                activation, end = "relu", behind.output[0]
+        if not transposes(maker.get(node.input[0]), _FROM_ROWS) and not any(
+            transposes(one, _TO_ROWS) for one in readers.get(end, ())
+        ):
+            continue
+        bias = tensor(node.input[2]) if len(node.input) > 2 else None
+        plans.append(onnx_plan.joined_conv(weight, bias, [ins], activation, slopes))
+        told = {_NUMBER: number, _DATA: 1, _PLAN: 0}
+        rows, out = f"{DOMAIN}.{number}.rows", f"{DOMAIN}.{number}.out"
+        made[y] = [
+            helper.make_node("Transpose", [node.input[0]], [rows], perm=_TO_ROWS),
+            helper.make_node(plans[-1].kind, [rows], [out], domain=DOMAIN, **told),
+            helper.make_node("Transpose", [out], [end], perm=_FROM_ROWS),
+        ]
+        gone |= {y, end}
+        number += 1
+    nodes = []
+    for node in graph.node:
+        nodes += made.get(node.output[0], [] if node.output[0] in gone else [node])
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return plans
+
+
+def _attribute(node: onnx.NodeProto, name: str) -> Any:
+    """What an attribute of a node is; None where it has none."""
+    from onnx import helper
+
+    return next((helper.get_attribute_value(one) for one in node.attribute if one.name == name), None)
+
+
+def _keeps_size(node: onnx.NodeProto, shape: Sequence[int]) -> bool:
+    """Whether a convolution with weights of a shape is an ordinary one: odd kernels in a plane that keep the size."""
+    kernel = list(shape[2:])
+    given = [_attribute(node, name) for name in ("group", "strides", "dilations", "pads", "auto_pad")]
+    wanted = [1, [1, 1], [1, 1], [k // 2 for k in kernel] * 2, b"NOTSET"]
+    usual = [1, [1, 1], [1, 1], [0] * 4, b"NOTSET"]
+    found = [default if one is None else one for one, default in zip(given, usual, strict=True)]
+    return len(kernel) == 2 and all(k % 2 for k in kernel) and found == wanted

@@ -221,20 +221,30 @@ def kept_conv(
 
 
 def merge_kept(weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Plan:
-    """Kept rows in their places, see :class:`sparsemask.ops.merge_kept.MergeKeptCall`; geometry: of the 1×1 convolution."""
+    """Kept rows in their places, see :class:`sparsemask.ops.merge_kept.MergeKeptCall`; geometry: of the convolution."""
     writer = _Writer()
     _weights(writer, kept.Layer(weight, bias, geometry, "none", None, grid(1, (1, 1), geometry)).product)
     return writer.plan("MergeKept")
 
 
-def joined_conv(weight: Tensor, bias: Tensor | None, features: int, activation: str) -> Plan:
-    """A convolution over several features, see :func:`sparsemask.ops.concat_conv.joined_conv`."""
+def joined_conv(
+    weight: Tensor, bias: Tensor | None, channels: Sequence[int], activation: str, slopes: Tensor | None = None
+) -> Plan:
+    """A convolution over several features, see :func:`sparsemask.ops.concat_conv.joined_conv`.
+
+    Args:
+        weight: (C_out, sum of `channels`, kh, kw); bias: (C_out,).
+        channels: of the features.
+        activation: what follows; slopes: (C_out,), in place of an activation "leaky_relu"'s one slope.
+    """
+    group = library.group_of(len(weight), *channels)
     writer = _Writer()
     writer.geometry(same_size(weight))
     writer.activation(activation)
-    writer.integers(features, len(weight))
-    writer.tensor(library.pack(weight.detach().flatten(2).permute(2, 1, 0).flatten(0, 1)))
+    writer.integers(len(channels), len(weight), group)
+    writer.tensor(library.pack(weight.detach().flatten(2).permute(2, 1, 0).flatten(0, 1), group))
     writer.tensor(None if bias is None else bias.detach().to(torch.float32))
+    writer.tensor(slopes)
     return writer.plan("JoinedConv")
 
 

@@ -632,7 +632,8 @@ void joined_conv(Call& call) {
     const int64_t activation = call.word();
     const double slope = call.number();
     const int64_t n = call.word(), outs = call.word();
-    const float *packed = call.address<float>(), *bias = call.address<float>();
+    const int64_t group = call.word();
+    const float *packed = call.address<float>(), *bias = call.address<float>(), *slopes = call.address<float>();
     const auto size = call.sizes(0);
     fits(size.size() == g.kernel.size() + 2, "a feature of other dimensions than its convolution");
     const auto tables = tables_of(g, size[0], size.data() + 1);
@@ -651,7 +652,7 @@ void joined_conv(Call& call) {
     p.pos = tables->position.data();
     p.n_segments = static_cast<int64_t>(segments.size()), p.segments = segments.data();
     p.columns = p.split = p.stride0 = outs;
-    p.packed = packed, p.bias = bias, p.activation = activation, p.slope = slope;
+    p.packed = packed, p.bias = bias, p.activation = activation, p.slope = slope, p.slopes = slopes, p.group = group;
     p.out0 = static_cast<float*>(call.output(shape));
     if (call.data() > n) p.add = call.floats(n), p.add_stride = outs;
     p.threads = threads_now();
