@@ -168,7 +168,7 @@ class SparsifiedNetwork(MaskedNetwork):
     report = ""
     """How :func:`sparsify` met a budget in milliseconds, as lines."""
     exported_in_rows: Collection[int] = ()
-    """Numbers of the regions that exported programs compute at kept locations alone; if there are any, it does, too."""
+    """Numbers of the regions that exported programs compute at kept locations alone."""
     multiplies = False
     """Whether masks multiply in evaluation, too, instead of skipping: for programs without the sparse operator."""
 
@@ -394,7 +394,7 @@ class _Execution(fx.Interpreter):
         """Whether a region is computed at kept locations alone."""
         if not self.by_operator(x):
             return False
-        if torch.compiler.is_exporting() or self.owner.exported_in_rows:
+        if torch.compiler.is_exporting() or dispatch.in_program():
             return number in self.owner.exported_in_rows
         backend = dispatch.able_or_reference(dispatch.current(self.owner.backend), x)
         return backend.in_kept_rows and not bool(dense.any())

@@ -331,7 +331,8 @@ def complete(model: onnx.ModelProto, plans: Sequence[Plan]) -> None:
 
     graph = model.graph
     _share(graph, plans)
-    plans = [*plans, *_convolve_in_rows(graph, len(plans))]
+    if any(node.domain == DOMAIN and node.op_type == "KeptConv" for node in graph.node):
+        plans = [*plans, *_convolve_in_rows(graph, len(plans))]
     for node in graph.node:
         if node.domain != DOMAIN:
             continue
@@ -378,10 +379,11 @@ _TO_ROWS, _FROM_ROWS = [0, 2, 3, 1], [0, 3, 1, 2]  # permutations of dimensions
 
 
 def _convolve_in_rows(graph: onnx.GraphProto, number: int) -> list[Plan]:
-    """Make nodes of dense convolutions of few channels that stand beside nodes, with the activation behind them.
+    """Make nodes of dense convolutions that stand beside nodes, with the activation behind them.
 
     ONNX Runtime's own convolutions take channels in blocks of 16, so that features change their order twice on the way
-    to a node, and its PReLU takes as long as such a convolution.
+    to a node, and its PReLU takes as long as a convolution of few channels. Of many channels, the kernels are faster.
+    For networks that have regions at kept locations.
 
     Args:
         graph: its nodes are replaced.
@@ -393,7 +395,7 @@ def _convolve_in_rows(graph: onnx.GraphProto, number: int) -> list[Plan]:
     import numpy as np
     from onnx import helper, numpy_helper
 
-    from sparsemask.backends.native import library, onnx_plan
+    from sparsemask.backends.native import BACKEND, library, onnx_plan
 
     constants, outputs = {one.name: one for one in graph.initializer}, {one.name for one in graph.output}
     tensor = lambda name: torch.from_numpy(np.array(numpy_helper.to_array(constants[name])))
@@ -411,7 +413,8 @@ def _convolve_in_rows(graph: onnx.GraphProto, number: int) -> list[Plan]:
             continue
         weight, (y,) = tensor(node.input[1]), node.output
         outs, ins = weight.shape[:2]
-        if min(outs, ins) >= library.LEAST or not _keeps_size(node, weight.shape):
+        pays = min(outs, ins) < library.LEAST or BACKEND.beats_dense(weight)
+        if not pays or not _keeps_size(node, weight.shape):
             continue
         activation, slopes, end = "none", None, y
         if len(readers.get(y, ())) == 1:

@@ -186,6 +186,11 @@ def as_program() -> Iterator[None]:
         _as_program -= 1
 
 
+def in_program() -> bool:
+    """Whether this is inside :func:`as_program`."""
+    return _as_program > 0
+
+
 def in_int8() -> bool:
     """Whether this is inside :func:`int8`."""
     return _int8 > 0
