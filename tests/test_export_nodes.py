@@ -128,6 +128,30 @@ def test_a_convolution(tmp_path, library, name, share):
         np.testing.assert_allclose(found, wanted.numpy(), atol=1e-4, rtol=1e-4)
 
 
+class Joined(nn.Module):
+    """An unmasked convolution over several features, with an addend."""
+
+    def __init__(self, channels: tuple[int, ...], outs: int, kernel: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outs, sum(channels), kernel, kernel), False)
+        self.bias = nn.Parameter(torch.randn(outs), False)
+
+    def forward(self, add: torch.Tensor, *xs: torch.Tensor) -> torch.Tensor:
+        return torch.ops.sparsemask.joined_conv(list(xs), self.weight, self.bias, add, "relu", "auto")
+
+
+@pytest.mark.parametrize(("channels", "outs", "kernel"), [((8, 4), 8, 3), ((8, 16), 40, 3), ((5,), 20, 1)])
+def test_a_convolution_over_several_features(tmp_path, library, channels, outs, kernel):
+    """Of few channels, of squares with an odd line and column left, pointwise."""
+    torch.manual_seed(6)
+    module = Joined(channels, outs, kernel)
+    add, xs = torch.randn(2, outs, 7, 9), [torch.randn(2, one, 7, 9) for one in channels]
+    found = single("JoinedConv", module, (add, *xs), tmp_path / "net.onnx", library)
+    weight, bias = module.weight.double(), module.bias.double()
+    wanted = torch.relu(nn.functional.conv2d(torch.cat(xs, 1).double(), weight, bias, padding=kernel // 2) + add)
+    np.testing.assert_allclose(found, wanted.numpy(), rtol=0, atol=1e-5 * float(wanted.abs().max()))
+
+
 class Module(nn.Module):
     """A module of layers and their fusion, with channel attention or without."""
 

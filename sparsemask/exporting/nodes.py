@@ -379,11 +379,11 @@ _TO_ROWS, _FROM_ROWS = [0, 2, 3, 1], [0, 3, 1, 2]  # permutations of dimensions
 
 
 def _convolve_in_rows(graph: onnx.GraphProto, number: int) -> list[Plan]:
-    """Make nodes of dense convolutions that stand beside nodes, with the activation behind them.
+    """Make nodes of dense convolutions beside nodes, of few channels and of many, with the activation behind them.
 
     ONNX Runtime's own convolutions take channels in blocks of 16, so that features change their order twice on the way
-    to a node, and its PReLU takes as long as a convolution of few channels. Of many channels, the kernels are faster.
-    For networks that have regions at kept locations.
+    to a node, and its PReLU takes as long as a convolution of few channels. Those of many the kernels compute by
+    squares. For networks that have regions at kept locations.
 
     Args:
         graph: its nodes are replaced.
@@ -425,9 +425,8 @@ def _convolve_in_rows(graph: onnx.GraphProto, number: int) -> list[Plan]:
                 activation, end = "leaky_relu", behind.output[0]
             elif behind.op_type == "Relu":
                 activation, end = "relu", behind.output[0]
-        if not transposes(maker.get(node.input[0]), _FROM_ROWS) and not any(
-            transposes(one, _TO_ROWS) for one in readers.get(end, ())
-        ):
+        beside = transposes(maker.get(node.input[0]), _FROM_ROWS)
+        if not beside and not any(transposes(one, _TO_ROWS) for one in readers.get(end, ())):
             continue
         bias = tensor(node.input[2]) if len(node.input) > 2 else None
         plans.append(onnx_plan.joined_conv(weight, bias, [ins], activation, slopes))

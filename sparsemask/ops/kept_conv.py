@@ -66,7 +66,7 @@ def kept_features(x: Tensor, places: Tensor) -> Tensor:
 
 def as_kept(rows: Tensor) -> Tensor:
     """Rows (K, C) as kept features, a view."""
-    return rows.T[None, :, :, None]
+    return rows[None, :, None].movedim(-1, 1)
 
 
 def rows_of_kept(y: Tensor) -> Tensor:

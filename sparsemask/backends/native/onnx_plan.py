@@ -237,12 +237,14 @@ def joined_conv(
         channels: of the features.
         activation: what follows; slopes: (C_out,), in place of an activation "leaky_relu"'s one slope.
     """
-    group = library.group_of(len(weight), *channels)
+    group, taps = library.group_of(len(weight), *channels), weight.detach().flatten(2).permute(2, 1, 0)
+    squares = tuple(weight.shape[2:]) == (3, 3) and library.in_squares(weight.shape[1], len(weight))
     writer = _Writer()
     writer.geometry(same_size(weight))
     writer.activation(activation)
     writer.integers(len(channels), len(weight), group)
-    writer.tensor(library.pack(weight.detach().flatten(2).permute(2, 1, 0).flatten(0, 1), group))
+    writer.tensor(library.pack(taps.flatten(0, 1), group))
+    writer.tensor(library.pack_squares(taps) if squares else None)
     writer.tensor(None if bias is None else bias.detach().to(torch.float32))
     writer.tensor(slopes)
     return writer.plan("JoinedConv")

@@ -226,6 +226,8 @@ struct Tables {
     std::vector<uint8_t> kind;
     std::vector<std::vector<int64_t>> offsets;
     int64_t pitch = 0;  // of grid.py
+    // Where there is a pitch: positions of squares of outputs and all outputs of theirs; the same of outputs in no square.
+    std::vector<int32_t> square_pos, square_at, other_pos, other_at;
 
     Tables(const Geometry& g, int64_t batch, const int64_t* size) {
         const size_t dims = g.kernel.size();
@@ -295,6 +297,12 @@ struct Tables {
             }
             offsets.push_back(found);
         }
+        if (!pitch) return;
+        square_at.resize(outputs), other_at.resize(outputs);
+        const int64_t count = sm_squares(position.data(), outputs, pitch, square_at.data(), other_at.data());
+        square_at.resize(4 * count), other_at.resize(outputs - 4 * count);
+        for (int64_t i = 0; i < count; i++) square_pos.push_back(position[square_at[4 * i]]);
+        for (int32_t one : other_at) other_pos.push_back(position[one]);
     }
 
     template <typename Function>
@@ -633,30 +641,47 @@ void joined_conv(Call& call) {
     const double slope = call.number();
     const int64_t n = call.word(), outs = call.word();
     const int64_t group = call.word();
-    const float *packed = call.address<float>(), *bias = call.address<float>(), *slopes = call.address<float>();
+    const float *packed = call.address<float>(), *squared = call.address<float>();
+    const float *bias = call.address<float>(), *slopes = call.address<float>();
     const auto size = call.sizes(0);
     fits(size.size() == g.kernel.size() + 2, "a feature of other dimensions than its convolution");
     const auto tables = tables_of(g, size[0], size.data() + 1);
-    std::vector<sm::Segment> segments;
     std::vector<std::pair<const float*, int64_t>> features;
     for (int64_t i = 0; i < n; i++) features.emplace_back(call.floats(i), call.sizes(i).back());
-    sm::Product p = {};
-    for (int64_t offset : tables->offsets[0])
-        for (const auto& [rows, channels] : features) {
-            segments.push_back({rows, tables->interior.data(), channels, offset, channels});
-            p.depth += channels;
-        }
     auto shape = size;
     shape.back() = outs;
-    p.rows = static_cast<int64_t>(tables->position.size());
-    p.pos = tables->position.data();
-    p.n_segments = static_cast<int64_t>(segments.size()), p.segments = segments.data();
-    p.columns = p.split = p.stride0 = outs;
-    p.packed = packed, p.bias = bias, p.activation = activation, p.slope = slope, p.slopes = slopes, p.group = group;
-    p.out0 = static_cast<float*>(call.output(shape));
-    if (call.data() > n) p.add = call.floats(n), p.add_stride = outs;
-    p.threads = threads_now();
-    if (p.rows) sm_product(&p);
+    float* out = static_cast<float*>(call.output(shape));
+    std::list<std::vector<sm::Segment>> segments;
+    std::vector<sm::Product> products;
+    // Outputs at pos into the rows `at`, by every so many taps.
+    const auto add = [&](const std::vector<int32_t>& pos, const int32_t* at, const float* weights, size_t every) {
+        segments.emplace_back();
+        sm::Product p = {};
+        for (size_t t = 0; t < tables->offsets[0].size(); t += every)
+            for (const auto& [rows, channels] : features) {
+                segments.back().push_back({rows, tables->interior.data(), channels, tables->offsets[0][t], channels});
+                p.depth += channels;
+            }
+        p.rows = static_cast<int64_t>(pos.size());
+        p.pos = pos.data();
+        p.n_segments = static_cast<int64_t>(segments.back().size()), p.segments = segments.back().data();
+        p.columns = p.split = p.stride0 = outs;
+        p.packed = weights, p.bias = bias;
+        p.activation = activation, p.slope = slope, p.slopes = slopes;
+        if (every == 1) p.group = group;
+        else p.pitch = tables->pitch;
+        p.out0 = out, p.at0 = at;
+        if (call.data() > n) p.add = call.floats(n), p.add_stride = outs;
+        p.threads = threads_now();
+        if (p.rows) products.push_back(p);
+    };
+    if (squared && tables->pitch) {
+        add(tables->square_pos, tables->square_at.data(), squared, sm::TAPS);
+        add(tables->other_pos, tables->other_at.data(), packed, 1);
+    } else {
+        add(tables->position, nullptr, packed, 1);
+    }
+    if (!products.empty()) sm_products(products.data(), static_cast<int64_t>(products.size()));
 }
 
 // A module. Data: rows, the mask.
