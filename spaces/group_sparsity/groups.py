@@ -101,8 +101,8 @@ def _joint(network: nn.Module, s: GroupSet, tensors: Iterable[Tensor]) -> Tensor
         elif s.size > 1:
             norm = torch.linalg.vector_norm(norm.view(s.count, s.size), dim=1)
         member_norms.append(norm)
-    norms = member_norms[0] if len(member_norms) == 1 else torch.linalg.vector_norm(torch.stack(member_norms), dim=0)
-    return norms * _per_entry(network, s, norms) if s.branches else norms
+    joint = member_norms[0] if len(member_norms) == 1 else torch.linalg.vector_norm(torch.stack(member_norms), dim=0)
+    return joint * _per_entry(network, s, joint) if s.branches else joint
 
 
 def _per_entry(network: nn.Module, s: GroupSet, like: Tensor) -> Tensor:

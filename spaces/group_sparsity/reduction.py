@@ -86,7 +86,8 @@ class Reduction:
         Raises:
             UseError: they do not correspond one to one.
         """
-        first, second = ([s for s in self.sets if s.projection == p] for p in groups.PROJECTIONS)
+        matrices = [s for s in self.sets if not s.branches]
+        first, second = ([s for s in matrices if s.projection == p] for p in groups.PROJECTIONS)
         if not second or [s.count for s in first] != [s.count for s in second]:
             raise UseError("--same_ratio: this network's two kinds of groups do not match one by one")
         return [(a.name, b.name) for a, b in zip(first, second, strict=True)]
