@@ -121,6 +121,11 @@ CLAIMS = [
     ),
     Claim("docs/group_sparsity", ".*--compiled", "compiles every layer"),
     Claim(
+        "docs/group_sparsity",
+        ".*(--variant blocks|blocks.npz)",
+        test="test_hinge_blocks.py::test_every_verb",
+    ),
+    Claim(
         "docs/export",
         ".*(net.safetensors|--form skip)",
         test="test_export.py::test_the_command_writes_tries_and_times_all_formats",

@@ -26,6 +26,7 @@ from sparsemask.options import Parser, factor, natural, positive
 from sparsemask.pictures.hinge import draw_tradeoff
 from sparsemask.prune.group_sparsity import curve as group_curve
 from sparsemask.prune.group_sparsity.budget import Choice, choose_groups
+from sparsemask.prune.group_sparsity.scores import SCORES, elimination_order
 from sparsemask.prune.measuring import with_search
 from sparsemask.runs import Run, origin_note, say_pruned
 from sparsemask.spaces.group_sparsity import records
@@ -37,7 +38,7 @@ from sparsemask.tables import format_count, table
 from sparsemask.timing import NOISE
 from sparsemask.weights import load_strictly
 
-_RULE = ("target", "by", "remain", "same_ratio", "merge", "relative", "fold")
+_RULE = ("target", "by", "remain", "same_ratio", "merge", "relative", "scores", "fold")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +50,13 @@ class GroupPruningSection(CountingSection):
         False,
         help="compare a set's norms over their mean (default: as they are, as published, which spares large weights)",
     )
+    scores: str = flag(
+        "norms",
+        choices=SCORES,
+        help="what groups are compared by: their norms, or (of residual blocks) the training loss as they are left out "
+        "one after another (default: norms)",
+    )
+    score_batches: int = flag(4, positive, help="training batches of --scores loss (default: 4)")
     fold: str = flag("exact", choices=FOLDS, help="constants of removed channels (default: exact)")
     batch: int = flag(1, positive, help="inputs at once when time is measured (default: 1)")
     compiled: bool = flag(False, help="time is measured of compiled networks")
@@ -92,17 +100,19 @@ class GroupPruning(PruningFamily):
         config = _as_searched(config, given, state["config"], space)
         task = tasks.get(config.data.task, config)
         where = devices.arithmetic(config.device.gpu, config.device.type)
-        choice = choose_groups(hinged, recipe, config, where)
+        measured = (task, config, where)
+        by_norm = config.family.scores == "norms"
+        scores = None if by_norm else elimination_order(hinged, *measured)
+        choice = choose_groups(hinged, recipe, config, where, scores)
         small, mask = _pruned(space, hinged, recipe, choice, path)
         entries = records.entries(reduction, mask.kept, mask.merged)
-        measured = (task, config, where)
         metrics = {"searched": group_curve.metrics(network, *measured), "pruned": group_curve.metrics(small, *measured)}
         if config.family.bn_reestimate:
             metrics["batch norms adapted"] = group_curve.adapted(small, *measured)
         curve = []
         if config.family.curve:
             row = {"target": config.family.target, "share": choice.ratio, **list(metrics.values())[-1]}
-            curve = group_curve.follow(hinged, recipe, *measured, {config.family.target: row})
+            curve = group_curve.follow(hinged, recipe, *measured, {config.family.target: row}, scores)
             say(group_curve.rows_text(curve, task.primary))
         ratios = {f"{name}_share": entries[name] / entries[f"{name}_dense"] for name in ("multiply_adds", "parameters")}
         mask = dataclasses.replace(mask, figures={**ratios, **choice.figures})
@@ -132,7 +142,7 @@ class GroupPruning(PruningFamily):
         if run:
             reached = {"by": config.family.by, "wanted": config.family.target, "reached": choice.ratio}
             run.note(**entries, threshold=mask.threshold, target=reached)
-            records.draw_groups(run, mask.kept, reduction.norms(network), mask.threshold)
+            records.draw_groups(run, mask.kept, reduction.norms(network), mask.threshold if by_norm else None)
             page.write_report(run)
         say_pruned(targets, run, state["config"])
 
@@ -192,7 +202,7 @@ def _why(choice: Choice, pruning: GroupPruningSection) -> str:
         return "no nearer step"
     if pruning.by == "milliseconds" and choice.ratio > 1 - NOISE:
         alternative = "a larger --batch" if pruning.compiled else "--compiled, a larger --batch"
-        search = "a search with --variant columns or graph"
+        search = "a search with --variant columns or graph, at batch 1 blocks"
         return f"nothing is faster here, the plain network is kept; try {alternative}, or {search}"
     return "a share of every set stays (--remain)"
 

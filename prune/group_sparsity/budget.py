@@ -30,7 +30,7 @@ class Choice:
     Attributes:
         kept: by set name, bool (count,).
         merged: pairs that become one convolution.
-        threshold: on the groups' norms.
+        threshold: on the groups' norms, or scores.
         ratio: cost over the plain network's.
         met: whether the ratio meets the target.
         figures: measured times, for the mask file.
@@ -44,7 +44,13 @@ class Choice:
     figures: dict[str, float] = field(default_factory=dict)
 
 
-def choose_groups(hinged: Hinged, recipe: Mapping, config: RunConfig, where: Arithmetic) -> Choice:
+def choose_groups(
+    hinged: Hinged,
+    recipe: Mapping,
+    config: RunConfig,
+    where: Arithmetic,
+    scores: Mapping[str, np.ndarray] | None = None,
+) -> Choice:
     """Choose the groups of a hinged network that meet --target of --by.
 
     Args:
@@ -52,9 +58,10 @@ def choose_groups(hinged: Hinged, recipe: Mapping, config: RunConfig, where: Ari
         recipe: its configuration.
         config: of the command.
         where: device and precision.
+        scores: (count,) by set name, by which groups are compared; None: their norms.
     """
     reduction, options = hinged.reduction, config.family
-    norms = reduction.norms(hinged.network)
+    norms = reduction.norms(hinged.network) if scores is None else scores
     if options.relative:
         norms = {name: values / (values.mean() or 1.0) for name, values in norms.items()}
     partners = reduction.partners() if options.same_ratio else []

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 
+import numpy as np
 import torch
 
 from sparsemask import spaces
@@ -34,13 +35,18 @@ def metrics(network: torch.nn.Module, task: Task, config: RunConfig, where: Arit
     return task.metrics(task.evaluate(network, context, limit=config.family.eval_limit, quick=True))
 
 
+def training_batches(task: Task, config: RunConfig, count: int) -> Generator:
+    """The first `count` training batches (images, target) of a run."""
+    source, seed = task.train_data, config.training.seed
+    sampler = data.step_sampler(source, config.training.batch_size, 0, count, seed)
+    return data.plainly(data.training_loader(source, sampler, seed, 0))
+
+
 def adapted(network: torch.nn.Module, task: Task, config: RunConfig, where: Arithmetic) -> dict[str, float]:
     """Evaluate as :func:`metrics`, after re-estimating batch norm statistics in place on --bn_reestimate batches."""
     network.to(where.device, where.parameters)
     if config.family.bn_reestimate:
-        source, seed = task.train_data, config.training.seed
-        sampler = data.step_sampler(source, config.training.batch_size, 0, config.family.bn_reestimate, seed)
-        with contextlib.closing(data.plainly(data.training_loader(source, sampler, seed, 0))) as batches:
+        with contextlib.closing(training_batches(task, config, config.family.bn_reestimate)) as batches:
             reestimate(network, (images.to(where.device, where.parameters) for images, _ in batches))
     return metrics(network.eval(), task, config, where)
 
@@ -52,6 +58,7 @@ def follow(
     config: RunConfig,
     where: Arithmetic,
     done: Mapping[float, dict],
+    scores: Mapping[str, np.ndarray] | None = None,
 ) -> list[dict]:
     """Prune a hinged network to every ratio of --curve and evaluate each.
 
@@ -62,13 +69,14 @@ def follow(
         config: of the command.
         where: device and precision.
         done: finished rows by target.
+        scores: of the groups, as for :func:`choose_groups`.
 
     Returns:
         Rows of target, reached ratio ("share") and metrics, the largest target first.
     """
     rows = dict(done)
     for target in {*config.family.curve} - done.keys():
-        choice = choose_groups(hinged, recipe, config.replace(target=target), where)
+        choice = choose_groups(hinged, recipe, config.replace(target=target), where, scores)
         pruned = spaces.get(config.network.space).compressed(hinged, GroupMask(recipe, choice.kept, choice.merged))
         rows[target] = {"target": target, "share": choice.ratio, **adapted(pruned.network, task, config, where)}
     return [rows[target] for target in sorted(rows, reverse=True)]

@@ -134,10 +134,12 @@ class Timetable:
         total, merged = 0.0, []
         inner = {f"{name}.{part}" for name in self.reduction.pairs for part in (0, 1)}
         for name, channels in ends.items():
-            if name in self.layers and name not in inner:
+            if name in self.layers and name not in inner and all(channels):
                 total += self.time(name, *channels)
         for name in self.reduction.pairs:
             (n_in, rank), (_, n_out) = ends[f"{name}.0"], ends[f"{name}.1"]
+            if not rank:  # of a branch that is gone
+                continue
             pair = self.time(f"{name}.0", n_in, rank) + self.time(f"{name}.1", rank, n_out)
             pair += self.elementwise * math.prod(self.layers[f"{name}.1"].size) * rank  # written and read once more
             merged_time = self._merged_time(name, n_in, n_out)

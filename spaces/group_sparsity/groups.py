@@ -28,6 +28,20 @@ class Member:
 
 
 @dataclass(frozen=True)
+class Branch:
+    """The branch of a residual block, which can be removed whole."""
+
+    block: str
+    """The block's name in the network."""
+    modules: tuple[str, ...]
+    """Names of the modules that only a block with a branch has."""
+
+    def owns(self, name: str) -> bool:
+        """Whether a module, parameter or buffer vanishes with the branch."""
+        return any(name == module or name.startswith(f"{module}.") for module in self.modules)
+
+
+@dataclass(frozen=True)
 class GroupSet:
     """`count` groups; group g consists of the weights of its channels in every member."""
 
@@ -38,6 +52,9 @@ class GroupSet:
     count: int
     size: int = 1
     """Channels a group, for members without `index`."""
+    branches: tuple[Branch, ...] = ()
+    """Of a set of residual blocks: what vanishes with each group, whose weights are those of the branch's last layer.
+    The norms of such groups, which are of different sizes, are root mean squares."""
 
     def channels(self, member: Member, groups: Tensor) -> Tensor:
         """Return which channels of a member, bool (channels,), belong to the groups selected by bool (count,)."""
@@ -77,14 +94,26 @@ def _joint(network: nn.Module, s: GroupSet, tensors: Iterable[Tensor]) -> Tensor
     for member, tensor in zip(s.members, tensors, strict=True):
         along = axis(network.get_submodule(member.module), member.dim)
         dims = [d for d in range(tensor.dim()) if d != along]
-        norm = torch.linalg.vector_norm(tensor, dim=dims)
+        norm = torch.linalg.vector_norm(tensor, dim=dims) if dims else tensor.abs()
         if member.index is not None:
             padded = torch.cat([norm, norm.new_zeros(1)])
             norm = torch.linalg.vector_norm(padded[_positions(member.index, s.count, norm.device)], dim=1)
         elif s.size > 1:
             norm = torch.linalg.vector_norm(norm.view(s.count, s.size), dim=1)
         member_norms.append(norm)
-    return member_norms[0] if len(member_norms) == 1 else torch.linalg.vector_norm(torch.stack(member_norms), dim=0)
+    joint = member_norms[0] if len(member_norms) == 1 else torch.linalg.vector_norm(torch.stack(member_norms), dim=0)
+    return joint * _per_entry(network, s, joint) if s.branches else joint
+
+
+def _per_entry(network: nn.Module, s: GroupSet, like: Tensor) -> Tensor:
+    """(count,): one over the root of the number of entries of each group; members have an index."""
+    entries = like.new_zeros(s.count)
+    for member in s.members:
+        module, group_of = network.get_submodule(member.module), _index(member.index or (), like.device)
+        per_channel = module.weight.numel() / module.weight.shape[axis(module, member.dim)]
+        owned = group_of[group_of >= 0]
+        entries.index_add_(0, owned, like.new_full(owned.shape, per_channel))
+    return entries.rsqrt()
 
 
 def weights(network: nn.Module, s: GroupSet) -> list[nn.Parameter]:
@@ -93,12 +122,15 @@ def weights(network: nn.Module, s: GroupSet) -> list[nn.Parameter]:
 
 
 def norms(network: nn.Module, s: GroupSet) -> Tensor:
-    """L2 norms of the groups over all members, (count,); differentiable, with gradient zero at a norm of zero."""
+    """L2 norms of the groups over all members, (count,); differentiable, with gradient zero at a norm of zero.
+
+    Of residual blocks they are divided by the root of the number of weights.
+    """
     return _joint(network, s, weights(network, s))
 
 
 def gradient_norms(network: nn.Module, s: GroupSet) -> Tensor:
-    """L2 norms of the groups' gradients, (count,); a weight without a gradient counts as zero."""
+    """The same of the groups' gradients, (count,); a weight without a gradient counts as zero."""
     return _joint(network, s, (torch.zeros_like(w) if w.grad is None else w.grad for w in weights(network, s)))
 
 

@@ -42,7 +42,7 @@ class Reduction:
             raise UseError(f"{type(network).__name__}: no groups of weights that could be removed")
         self.graph: ChannelGraph = trace(network, example(self.shape, network))
         self.removal = Removal(self.graph, self.sets)
-        self.accounting = Accounting(network, self.graph, (1, *self.shape))
+        self.accounting = Accounting(network, self.graph, (1, *self.shape), branches=self.removal.branches)
         self.pairs = tuple(pairs_of(network))
 
     def norms(self, network: nn.Module) -> dict[str, np.ndarray]:
@@ -51,17 +51,19 @@ class Reduction:
             return {s.name: groups.norms(network, s).double().cpu().numpy() for s in self.sets}
 
     def merged(self, gone: np.ndarray, merge: str | Iterable[str]) -> tuple[str, ...]:
-        """Return the pairs that are merged when some elements are removed.
+        """Return the pairs that are merged when some elements are removed, none of those that are gone themselves.
 
         Args:
             gone: bool (graph.count,).
             merge: "auto": pairs for which that takes fewer multiply-adds; "plan": those of the rule; "none"; or names.
         """
+        names: Iterable[str] = () if merge == "none" else merge
         if merge == "auto":
-            return tuple(self.accounting.chosen(gone))
-        if merge == "plan":
-            return self.plan.merge
-        return () if merge == "none" else tuple(merge)
+            names = self.accounting.chosen(gone)
+        elif merge == "plan":
+            names = self.plan.merge
+        left = self.accounting.remaining_pairs(gone)
+        return tuple(name for name in names if name in left)
 
     def cost(self, kept: Mapping[str, np.ndarray], merge: str | Iterable[str] = "auto") -> dict[str, int]:
         """Return the cost with only the `kept` groups, by the names of `baseline`."""
@@ -84,7 +86,8 @@ class Reduction:
         Raises:
             UseError: they do not correspond one to one.
         """
-        first, second = ([s for s in self.sets if s.projection == p] for p in groups.PROJECTIONS)
+        matrices = [s for s in self.sets if not s.branches]
+        first, second = ([s for s in matrices if s.projection == p] for p in groups.PROJECTIONS)
         if not second or [s.count for s in first] != [s.count for s in second]:
             raise UseError("--same_ratio: this network's two kinds of groups do not match one by one")
         return [(a.name, b.name) for a, b in zip(first, second, strict=True)]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,8 +11,9 @@ from torch import nn
 
 from sparsemask.errors import UseError
 from sparsemask.spaces.group_sparsity import networks
-from sparsemask.spaces.group_sparsity.groups import GroupSet, Member
+from sparsemask.spaces.group_sparsity.groups import Branch, GroupSet, Member
 from sparsemask.spaces.group_sparsity.networks import densenet, resnet, resnext, wide_resnet
+from sparsemask.spaces.group_sparsity.networks.layers import ResidualBlock
 from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph, trace
 
 GENERAL = "graph"
@@ -21,6 +22,8 @@ CHANNELS = "channels"
 """The same without pairs, so that only filters are pruned."""
 TRACED = (GENERAL, CHANNELS)
 """Variants whose rule uses the channel graph."""
+BLOCKS = "blocks"
+"""Variant of residual networks: whole blocks, alone or beside another variant's groups, as "columns+blocks"."""
 
 
 # Layers whose weights make channels.
@@ -65,6 +68,24 @@ def columns(network: nn.Module, name: str, projection: str, split: bool = True) 
 
 def _blocks(network: nn.Module, kind: type) -> list[tuple[str, nn.Module]]:
     return [(name, module) for name, module in network.named_modules() if isinstance(module, kind)]
+
+
+def block_set(network: nn.Module, splits: Collection[str] = ()) -> GroupSet:
+    """Build the set of residual blocks, one a group: the weights of the last layer of the block's branch.
+
+    Args:
+        network: without pairs.
+        splits: layers that will become pairs; their groups refer to the pair's second convolution.
+    """
+    members, branches = [], []
+    for group, (name, block) in enumerate(_blocks(network, ResidualBlock)):
+        end = f"{name}.{block.end}"
+        channels = len(network.get_submodule(end).weight)
+        members.append(Member(f"{end}.1" if end in splits else end, 0, (group,) * channels))
+        left = dict(block.without_branch().named_children())
+        gone = tuple(f"{name}.{child}" for child, _ in block.named_children() if child not in left)
+        branches.append(Branch(name, gone))
+    return GroupSet(BLOCKS, "P1", tuple(members), len(members), branches=tuple(branches))
 
 
 def _resnet(network: nn.Module, variant: str) -> Plan:
@@ -135,6 +156,9 @@ _RULES: dict[str, tuple[Callable[[nn.Module, str], Plan], tuple[str, ...]]] = {
     "resnext": (_resnext, ("svd",)),
     "vgg": (_vgg, ("svd",)),
 }
+
+
+_RESIDUAL = ("resnet", "resnext", "wide_resnet")
 
 
 def general_plan(network: nn.Module, graph: ChannelGraph | None = None, pairs: bool = True) -> Plan:
@@ -227,7 +251,9 @@ def _set(name: str, projection: str, members: dict[str, np.ndarray], count: int)
 def variants(arch: str) -> tuple[str, ...]:
     """Return the variants of a network's rule, the default first."""
     known = networks.architecture(arch)
-    return TRACED if known is None else (*_RULES[known.family][1], *TRACED)
+    if known is None:
+        return TRACED
+    return (*_RULES[known.family][1], *TRACED, *([BLOCKS] if known.family in _RESIDUAL else []))
 
 
 def plan_for(arch: str, variant: str | None, network: nn.Module, graph: ChannelGraph | None = None) -> Plan:
@@ -237,7 +263,8 @@ def plan_for(arch: str, variant: str | None, network: nn.Module, graph: ChannelG
         arch: the network's name; a user's own has only the general rules.
         variant: None: the network's default. "svd": rows of every pair (and a network's only published rule);
             "columns": columns of a block's first pair, or of every pair of a DenseNet, merged afterwards;
-            "graph": the general rule, shortcuts included; "channels": the same without pairs.
+            "graph": the general rule, shortcuts included; "channels": the same without pairs; "blocks": whole residual
+            blocks, alone or, with a plus, beside the groups of another variant ("columns+blocks").
         network: without pairs.
         graph: its ChannelGraph, used by the general rules alone; None: traced with a 3×32×32 image.
 
@@ -246,6 +273,10 @@ def plan_for(arch: str, variant: str | None, network: nn.Module, graph: ChannelG
     """
     known = variants(arch)
     variant = variant or known[0]
+    other, plus, blocks = variant.rpartition("+")
+    if BLOCKS in known and blocks == BLOCKS and (other in known[:-1] or not plus):
+        beside = plan_for(arch, other, network, graph) if plus else Plan()
+        return replace(beside, sets=(*beside.sets, block_set(network, beside.splits)))
     if variant not in known:
         raise UseError(f"{arch} has no variant '{variant}'; it has {', '.join(known)}")
     if variant in TRACED:

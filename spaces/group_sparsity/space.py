@@ -45,7 +45,10 @@ class HingeNetwork(NetworkSection):
         metavar="NAME=VALUE",
         help="of a named network, as shortcut=C (default: the paper's, or what --pretrained_model shows)",
     )
-    variant: str | None = flag(help="where groups are: svd or columns; graph and channels are rules for any network")
+    variant: str | None = flag(
+        help="where groups are: svd or columns; graph and channels are rules for any network; blocks: whole residual "
+        "blocks, with a plus beside another's groups, as columns+blocks"
+    )
     init: str = flag("svd2", choices=INITS, help="how pairs begin (default: svd2)")
     pretrained_model: str | None = flag(help="weights of the plain network to start from")
 
@@ -177,7 +180,7 @@ class HingeSpace(Space):
         check_sets(reduction, mask)
         gone = reduction.removal.gone(mask.kept)
         gone[list(mask.config.get("stays", ()))] = False
-        reduction.graph.remove(network, gone)
+        reduction.removal.remove(network, gone)
         merge(network, mask.merged)
         if state is not None:
             fit_additions(network, state)

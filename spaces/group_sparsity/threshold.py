@@ -13,6 +13,11 @@ import numpy as np
 TOLERANCE = 1e-3  # largest difference between ratio and target that counts as met
 
 
+def least_kept(count: int, share: float) -> int:
+    """Return how many groups of a set always stay: a share of all, at least one."""
+    return max(1, int(share * count))
+
+
 def kept_groups(norms: np.ndarray, threshold: float, share: float = 0.2) -> np.ndarray:
     """Select the groups of one matrix that are kept.
 
@@ -28,7 +33,7 @@ def kept_groups(norms: np.ndarray, threshold: float, share: float = 0.2) -> np.n
         Bool (N,).
     """
     norms = np.asarray(norms, dtype=np.float64)
-    least = max(1, int(share * len(norms)))
+    least = least_kept(len(norms), share)
     bound = np.partition(norms, -least)[-least]
     if bound == 0:
         kept = norms > 0

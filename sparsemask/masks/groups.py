@@ -38,7 +38,7 @@ class GroupMask:
     merged: tuple[str, ...] = ()
     """Pairs that are one convolution."""
     threshold: float | None = None
-    """Groups with smaller norms were dropped; None if there is no single threshold."""
+    """Groups with smaller norms (or scores) were dropped; None if there is no single threshold."""
     figures: Mapping[str, float] = field(default_factory=dict)
     """Counted and measured costs of the network, such as ratios to the plain network's."""
     checkpoint: str | None = None

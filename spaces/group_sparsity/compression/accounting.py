@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 
 from sparsemask.errors import UseError
+from sparsemask.spaces.group_sparsity.groups import Branch
 from sparsemask.spaces.group_sparsity.pairs import Pair, merged_is_cheaper
 from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph
 
@@ -87,6 +88,7 @@ class Accounting:
         graph: its channels. Sizes are those of the input it was traced with.
         input_shape: checked against the graph's if given, (B, C, H, W) or (C, H, W).
         frozen: also count parameters that are not trainable.
+        branches: of residual blocks, with the elements inside each: without all of these the branch is not counted.
 
     Raises:
         UseError: `input_shape` differs from the graph's.
@@ -98,12 +100,14 @@ class Accounting:
         graph: ChannelGraph,
         input_shape: Collection[int] | None = None,
         frozen: bool = False,
+        branches: Mapping[Branch, np.ndarray] | None = None,
     ):
         if input_shape is not None and tuple(input_shape)[-3:] != graph.shape[-3:]:
             raise UseError(f"the graph was traced with {graph.shape}, not {tuple(input_shape)}; trace it again")
         self.graph = graph
         self.names = [graph.module_of(node) for node in graph.nodes]
         self._products = Products(graph)
+        self._branches = dict(branches or {})
         self._elementwise(graph)
         self._parameters(network, frozen)
         self._pairs(network)
@@ -123,7 +127,10 @@ class Accounting:
         """
         alive, counts = _alive(self.graph, gone), self._products.count(gone)
         into, out, products = counts.into, counts.out, counts.multiply_adds
-        parameters = self._constant + int((self._fixed * self._axes.count(alive).reshape(-1, _AXES).prod(1)).sum())
+        # Which branches stand, and one more for all that is in none.
+        stand = np.array([*(alive[inside].any() for inside in self._branches.values()), True])
+        tensors = self._fixed * self._axes.count(alive).reshape(-1, _AXES).prod(1) * stand[self._tensor_in]
+        parameters = int(self._constant @ stand) + int(tensors.sum())
         if unknown := set(merge) - set(self.pair_names):
             raise UseError(f"'{min(unknown)}' is no pair of this network")
         merged = np.array([name in merge for name in self.pair_names], dtype=bool)
@@ -132,7 +139,17 @@ class Accounting:
         parameters += int((weights - counts.weights[a] - counts.weights[b]).sum())
         products[a], products[b] = weights * self._products.positions[b], 0
         total = int(products.sum())
-        return Count(total + int(self._rate @ self._maps.count(alive)), total, parameters)
+        return Count(total + int((self._rate * stand[self._map_in]) @ self._maps.count(alive)), total, parameters)
+
+    def remaining_pairs(self, gone: np.ndarray | None = None) -> set[str]:
+        """Return the names of the pairs that are left: all but those of branches that are gone."""
+        ranks = self._products.count(gone).out[self._first]
+        return {name for name, rank in zip(self.pair_names, ranks, strict=True) if rank}
+
+    def _branch_of(self, name: str) -> int:
+        """Position of the branch that a module or parameter is in; after the last one if it is in none."""
+        inside = (i for i, branch in enumerate(self._branches) if branch.owns(name))
+        return next(inside, len(self._branches))
 
     def chosen(self, gone: np.ndarray | None = None) -> list[str]:
         """Return the names of the pairs that take no more multiply-adds as one convolution."""
@@ -149,25 +166,27 @@ class Accounting:
         return {name: both for node, name, both in every if not node.border}
 
     def _elementwise(self, graph: ChannelGraph) -> None:
-        lines, rates = [], []
-        for _, kind, _, after in graph.calls:
+        lines, rates, places = [], [], []
+        for name, kind, _, after in graph.calls:
             rate = 2 if issubclass(kind, nn.BatchNorm2d) else 1 if issubclass(kind, _RECTIFIERS) else 0
             if rate and after is not None and len(after.shape) > 1:
                 lines.append(after.axes.get(1, np.zeros(0, np.int64)))
                 rates.append(rate * _spread(after.shape, graph.shape[0]))
+                places.append(self._branch_of(name))
         self._maps, self._rate = _Lines(lines), np.array(rates, dtype=np.int64)
+        self._map_in = np.array(places, dtype=np.int64)
 
     def _parameters(self, network: nn.Module, frozen: bool) -> None:
         """Constant parameters, and of each tensor its axes of channels and what it has for each of them."""
-        lines, fixed = [], []
+        lines, fixed, places = [], [], []
         always = np.array([self.graph.count])  # one more element that is never removed: an axis of length one
-        self._constant = 0
+        self._constant = np.zeros(len(self._branches) + 1, dtype=np.int64)  # by place
         for name, parameter in network.named_parameters():
             axes = [e for e in self.graph.axes.get(name, {}).values() if len(e)]
             if not (frozen or parameter.requires_grad):
                 continue
             if not axes:
-                self._constant += parameter.numel()
+                self._constant[self._branch_of(name)] += parameter.numel()
                 continue
             first, others = axes[:_AXES], axes[_AXES:]
             for elements in others:  # positions: of more dimensions than channels ever have
@@ -175,7 +194,9 @@ class Accounting:
                     raise UseError(f"{name} has channels along more than {_AXES} dimensions")
             lines += [*first, *[always] * (_AXES - len(first))]
             fixed.append(parameter.numel() // _volume(map(len, first)))
+            places.append(self._branch_of(name))
         self._axes, self._fixed = _Lines(lines), np.array(fixed, dtype=np.int64)
+        self._tensor_in = np.array(places, dtype=np.int64)
 
     def _pairs(self, network: nn.Module) -> None:
         node_index = {name: i for i, name in enumerate(self.names) if self.graph.node(name) is self.graph.nodes[i]}

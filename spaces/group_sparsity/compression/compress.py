@@ -75,7 +75,7 @@ def remove_groups(network: nn.Module, removal: Removal, kept: Kept, fold: str = 
     small = removal.zero_(copy.deepcopy(network), kept)
     with evaluating(small):
         gone, corrections, readings = _foldable(small, graph, removal.gone(kept), fold)
-        _apply(small, graph, corrections, gone)
+        _apply(small, removal, corrections, gone)
         if readings is not None and fold == "exact":
             _check(readings.inputs.run(small), readings.output)
     return Compressed(small, np.flatnonzero(gone))
@@ -125,11 +125,12 @@ def removable(network: nn.Module, removal: Removal, fold: str = "exact") -> dict
     return {s.name: ~removal.touched(s, stays) for s in removal.sets}
 
 
-def _apply(network: nn.Module, graph: ChannelGraph, corrections: Corrections, gone: np.ndarray) -> None:
+def _apply(network: nn.Module, removal: Removal, corrections: Corrections, gone: np.ndarray) -> None:
     """Remove the channels and fold their constants into the remaining layers, in place."""
+    graph = removal.graph
     for name, amount in corrections.means.items():
         network.get_buffer(name).sub_(amount.to(network.get_buffer(name)))
-    graph.remove(network, gone)
+    removal.remove(network, gone)
     for name, amount in corrections.biases.items():
         module = network.get_submodule(name)
         add_bias(module, _remaining(graph, name, amount, gone).to(module.weight))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -9,6 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemask.errors import UseError
+
+
+class ResidualBlock(nn.Module):
+    """A branch of convolutions that is added to a shortcut; group sparsity may remove the branch.
+
+    Attributes:
+        end: name of the branch's last layer, a batch norm or a convolution: where its weight and bias are zero, the
+            branch is zero.
+    """
+
+    end: str
+
+    @abstractmethod
+    def without_branch(self) -> nn.Module:
+        """What computes the block where its branch is zero; the modules that are left keep their names."""
 
 
 class PadChannels(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import OrderedDict
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from sparsemask.errors import choose
 from sparsemask.spaces.group_sparsity.networks.layers import (
     PadChannels,
+    ResidualBlock,
     blocks_of,
     conv3x3,
     he_init,
@@ -31,7 +33,7 @@ def _shortcut(kind: str, n_in: int, n_out: int, stride: int) -> nn.Module:
     return nn.Sequential(nn.AvgPool2d(size, stride), PadChannels(before, n_out - n_in - before))
 
 
-class Block(nn.Module):
+class Block(ResidualBlock):
     """Convolutions with batch norms (`body`), added to the shortcut, then a ReLU."""
 
     def __init__(self, body: list[nn.Module], n_in: int, n_out: int, stride: int, shortcut: str) -> None:
@@ -39,9 +41,16 @@ class Block(nn.Module):
         self.body = nn.Sequential(*body)
         self.downsample = _shortcut(shortcut, n_in, n_out, stride)
         self.act = nn.ReLU()
+        self.end = f"body.{len(body) - 1}"
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.body(x) + self.downsample(x))
+
+    def without_branch(self) -> nn.Module:
+        """The shortcut and the ReLU; what an identity passes on has been through a ReLU already."""
+        if isinstance(self.downsample, nn.Identity):
+            return nn.Identity() if isinstance(self.act, nn.ReLU) else self.act
+        return nn.Sequential(OrderedDict(downsample=self.downsample, act=self.act))
 
 
 def basic(n_in: int, width: int, stride: int, shortcut: str) -> Block:

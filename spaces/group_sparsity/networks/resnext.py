@@ -7,11 +7,19 @@ import functools
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsemask.spaces.group_sparsity.networks.layers import blocks_of, he_init, shortcut_conv, stages
+from sparsemask.spaces.group_sparsity.networks.layers import (
+    ResidualBlock,
+    blocks_of,
+    he_init,
+    shortcut_conv,
+    stages,
+)
 
 
-class Block(nn.Module):
+class Block(ResidualBlock):
     """1×1, grouped 3×3 (with the stride) and 1×1 to twice the width, added to a shortcut."""
+
+    end = "bn3"
 
     def __init__(self, n_in: int, width: int, stride: int, cardinality: int) -> None:
         super().__init__()
@@ -30,6 +38,21 @@ class Block(nn.Module):
         y = F.relu(self.bn1(self.conv1(x)))
         y = F.relu(self.bn2(self.conv2(y)))
         return F.relu(self.bn3(self.conv3(y)) + self.shortcut(x))
+
+    def without_branch(self) -> nn.Module:
+        """The shortcut and the ReLU; what an identity passes on has been through a ReLU already."""
+        return Shortcut(self.shortcut) if len(self.shortcut) else nn.Identity()
+
+
+class Shortcut(nn.Module):
+    """What a block computes without its branch."""
+
+    def __init__(self, shortcut: nn.Module) -> None:
+        super().__init__()
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.shortcut(x))
 
 
 class ResNeXt(nn.Module):

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsemask.spaces.group_sparsity.networks.layers import blocks_of, conv3x3, he_init, stages
+from sparsemask.spaces.group_sparsity.networks.layers import (
+    ResidualBlock,
+    blocks_of,
+    conv3x3,
+    he_init,
+    stages,
+)
 
 
-class Block(nn.Module):
+class Block(ResidualBlock):
     """Batch norm and ReLU before each of two biased 3×3 convolutions; the second has the stride."""
+
+    end = "conv2"
 
     def __init__(self, n_in: int, n_out: int, stride: int) -> None:
         super().__init__()
@@ -24,6 +34,10 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv1(F.relu(self.bn1(x)))
         return self.conv2(F.relu(self.bn2(y))) + self.shortcut(x)
+
+    def without_branch(self) -> nn.Module:
+        """The shortcut."""
+        return nn.Sequential(OrderedDict(shortcut=self.shortcut)) if len(self.shortcut) else nn.Identity()
 
 
 class WideResNet(nn.Module):

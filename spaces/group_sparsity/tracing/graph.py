@@ -193,7 +193,13 @@ class ChannelGraph:
         gone[lines[starts[remaining == 0]]] = False
         return gone
 
-    def remove(self, network: nn.Module, gone: np.ndarray, hollow: bool = False) -> nn.Module:
+    def remove(
+        self,
+        network: nn.Module,
+        gone: np.ndarray,
+        hollow: bool = False,
+        absent: Callable[[str], bool] = lambda name: False,
+    ) -> nn.Module:
         """Remove channels in place: from weights, biases, buffers, channel and group numbers.
 
         Parameters stay the same objects. The contributions of removed channels are lost; see
@@ -205,6 +211,7 @@ class ChannelGraph:
             network: the traced one or one of the same structure and shapes.
             gone: elements to remove, bool (count,) or their numbers.
             hollow: whether tensors that lose channels only get their sizes, with zeros.
+            absent: of which modules and parameters, by name, the traced network has more than this one.
 
         Returns:
             The network.
@@ -216,16 +223,17 @@ class ChannelGraph:
         gone = self.as_mask(gone)
         if (bad := np.flatnonzero(gone & self._locked)).size:
             raise UseError(f"channel {bad[0]} of the graph cannot be removed: {self.reason(int(bad[0]))}")
-        for name, axes in self.axes.items():
+        present = {name: axes for name, axes in self.axes.items() if not absent(name)}
+        for name, axes in present.items():
             for elements in axes.values():
                 if len(elements) and gone[elements].all():
                     raise UseError(f"{name} would lose all of its channels; keep at least one")
-        changed = numbers.remaining(self.numbers, ~gone)
+        changed = numbers.remaining([n for n in self.numbers if not absent(n.module)], ~gone)
         fixed = {self.module_of(node) for node in self.nodes if node.inside}
-        keep_(network, self.axes, ~gone, fixed, hollow)
+        keep_(network, present, ~gone, fixed, hollow)
         numbers.update_(network, changed)
         for name, (before, after) in self._adaptable.items():
-            if gone[before].any() or gone[after].any():
+            if not absent(name) and (gone[before].any() or gone[after].any()):
                 module = network.get_submodule(name)
                 assert isinstance(module, RemovesChannels)
                 module.remove_channels(~gone[before], ~gone[after])
