@@ -46,9 +46,13 @@ def load(source: str | os.PathLike[str], network: nn.Module | None = None) -> nn
         run = runs.find(path)
         return family_of(str(run.info().get("space"))).load_run(run).eval()
     if not path.exists():
-        raise UseError(f"{source}: no such file or run, and no network of that name ships: {', '.join(models.available())}")
+        raise UseError(
+            f"{source}: no such file or run, and no network of that name ships: {', '.join(models.available())}"
+        )
     if shrinking.is_shrunk(path):
-        raise UseError(f"{source}: a network that shrink made small is loaded into one of its class: load(path, network)")
+        raise UseError(
+            f"{source}: a network that shrink made small is loaded into one of its class: load(path, network)"
+        )
     space = file_space(path)
     if space in (None, SR) and not has_masks(load_weights(path)):  # which name no space, unless they were exported
         return sr_networks.load(path).eval()

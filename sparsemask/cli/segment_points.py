@@ -11,8 +11,9 @@
 OUT.ply holds x, y, z, pred and the classes' colours, OUT.npz xyz, pred and names, OUT.las and OUT.laz (with laspy: pip
 install 'sparsemask[las]') the classification. Of many clouds a bad one is named and the rest are done; the exit status
 is 1 then. Weights: a public checkpoint, a run's, its network.safetensors, or a name of `sparsemask models`, else
-smpointseg*.pt and the like in $SPARSEMASK_WEIGHTS or the cache; a run's own configuration or its network's file says how
-clouds are thinned out and cut, else they are as published. Scans go through in one pass, rooms crop by crop with votes; --votes and --whole choose.
+smpointseg*.pt and the like in $SPARSEMASK_WEIGHTS or the cache. A run's own configuration, or its network's file, says
+how clouds are thinned out and cut; else they are as published. Scans go through in one pass, rooms crop by crop with
+votes; --votes and --whole choose.
 """
 
 from __future__ import annotations
