@@ -62,15 +62,29 @@ docs: $(VENV)/.docs package
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 # Set5, in $SPARSEMASK_DATA, is for the scores alone; the last step's weights are taken.
+ALONE := OMP_NUM_THREADS=1 $(VENV)/bin/python
+MADE := build/models
+PICTURES := --hr_path build/pictures --data_test build/pictures
 models: $(STAMP)
-	rm -rf build/pictures build/models
-	$(VENV)/bin/python -m sparsemask.synthetic.photographs build/pictures
+	rm -rf build/pictures $(MADE)
+	$(ALONE) -m sparsemask.synthetic.photographs build/pictures
 	for scale in 2 3 4; do \
-	    OMP_NUM_THREADS=1 $(VENV)/bin/python retrain/super_resolution.py --config sparsemask/models/x$$scale.yaml \
-	        --hr_path build/pictures --data_test build/pictures --exp_path build/models --name compact-x$$scale && \
-	    $(VENV)/bin/python bench/models.py --ship build/models/compact-x$$scale/network.safetensors \
-	        --name compact-x$$scale || exit 1; \
+	    name=compact-x$$scale; flags="$(PICTURES) --exp_path $(MADE)"; configs=sparsemask/models/x$$scale; \
+	    $(ALONE) retrain/super_resolution.py --config $$configs.yaml $$flags --name $$name && \
+	    $(ALONE) bench/models.py --ship $(MADE)/$$name/network.safetensors --name $$name && \
+	    $(ALONE) retrain/specialize.py --config $$configs-masked.yaml --weights $$name $$flags --name $$name-masked && \
+	    $(ALONE) bench/models.py --ship $(MADE)/$$name-masked/network.safetensors --name $$name-masked || exit 1; \
 	done
+	$(ALONE) search/run.py --search --space smpointseg --sample --channels 12 20 32 64 --max_iter 400 \
+	    --eval_interval 400 --exp_path $(MADE) --name rooms-search
+	$(ALONE) prune/prune.py --run $(MADE)/rooms-search --out $(MADE)/rooms.npz
+	$(ALONE) retrain/train.py --mask_path $(MADE)/rooms.npz --max_iter 300 --eval_interval 300 --exp_path $(MADE) \
+	    --name rooms
+	$(ALONE) bench/models.py --ship $(MADE)/rooms/network.safetensors --name rooms
+	$(ALONE) search/run.py --search --sample --exp_path $(MADE) --name shapes-search
+	$(ALONE) prune/prune.py --run $(MADE)/shapes-search --out $(MADE)/shapes.npy
+	$(ALONE) retrain/train.py --mask_path $(MADE)/shapes.npy --sample --exp_path $(MADE) --name shapes
+	$(ALONE) bench/models.py --ship $(MADE)/shapes/network.safetensors --name shapes
 
 $(VENV)/.wheels: $(STAMP)
 	PIP_CONSTRAINT=constraints.txt $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[wheels]'

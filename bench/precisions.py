@@ -75,7 +75,8 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calibrate", required=True, metavar="FOLDER", help="pictures, or a name in $SPARSEMASK_DATA")
-    parser.add_argument("--weights", nargs="+", default=models.available(), help="networks (default: those that ship)")
+    shipped = [name for name in models.available(["super_resolution"]) if not models.find(name).masked]
+    parser.add_argument("--weights", nargs="+", default=shipped, help="networks (default: the dense ones that ship)")
     parser.add_argument("--side", type=int, default=256, help="of the timed pictures, in pixels (default: 256)")
     parser.add_argument("--rounds", type=int, default=7, help="timed calls of each form (default: 7)")
     parser.add_argument("--json", default=None, help="file for the rows")

@@ -27,7 +27,7 @@ import functools
 import io
 import math
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -113,9 +113,14 @@ def load(dense_file: str, masked_file: str) -> tuple[torch.nn.Module, MaskedNetw
     return dense, masked
 
 
-def pictures(pairs: Sequence[Pair]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-    """(low, high) resolution by name, (1, 3, h, w) and (3, 2h, 2w)."""
-    store = PictureStore(pairs, 2)
+def set5(scale: int = 2) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Set5, of $SPARSEMASK_DATA/set5, as :func:`pictures` gives it."""
+    return pictures(read_folder(Path(os.environ.get("SPARSEMASK_DATA", "")) / "set5", scale), scale)
+
+
+def pictures(pairs: Sequence[Pair], scale: int = 2) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """(low, high) resolution by name, (1, 3, h, w) and (3, s·h, s·w) for a scale s."""
+    store = PictureStore(pairs, scale)
     loaded = (store[index] for index in range(len(store)))
     names = [pair.hr.stem for pair in store.pairs]
     return {name: (to_tensor(low)[None], to_tensor(high)) for name, (low, high) in zip(names, loaded, strict=True)}
@@ -147,14 +152,51 @@ def draw(networks: dict[str, MaskedNetwork], data: dict, path: str) -> None:
 
 
 @torch.no_grad()
-def quality(network: torch.nn.Module, data: Collection[tuple[torch.Tensor, torch.Tensor]]) -> tuple[float, float]:
+def quality(
+    network: torch.nn.Module, data: Collection[tuple[torch.Tensor, torch.Tensor]], scale: int = 2
+) -> tuple[float, float]:
     """Mean luma PSNR, and of networks with masks the mean share of the multiply-adds that was executed."""
     scores, shares = [], []
     with repeatable():
         for low, high in data:
-            scores.append(psnr(quantise(network(low))[0], high, 2))
+            scores.append(psnr(quantise(network(low))[0], high, scale))
             shares.append(float(mean_kept(network)) if isinstance(network, MaskedNetwork) else 1.0)
     return float(np.mean(scores)), float(np.mean(shares))
+
+
+@torch.no_grad()
+def in_turn(
+    pairs: Mapping[str, tuple[torch.nn.Module, MaskedNetwork]],
+    images: Sequence[torch.Tensor],
+    rounds: int,
+    compiled: bool = False,
+) -> tuple[dict[tuple[str, str], float], float]:
+    """Milliseconds of networks without and with masks, all called in turn in this process.
+
+    Args:
+        pairs: (without, with masks) by name.
+        images: (1, 3, h, w) of 0 to 255.
+        rounds: timed calls of each form on each image.
+        compiled: time the networks without masks compiled, too.
+
+    Returns:
+        Means over the images by (name, "dense", "compiled" or "masked"); and the share of the time in which the
+        processor worked for this process.
+    """
+    inputs = [x.contiguous(memory_format=torch.channels_last) for x in images]
+    forms: dict[tuple[str, str], torch.nn.Module] = {}
+    for name, (dense, masked) in pairs.items():
+        forms[name, "dense"] = dense.to(memory_format=torch.channels_last)
+        if compiled:
+            forms[name, "compiled"] = optimize_for_inference(dense, inputs[0], compiled=True)
+        forms[name, "masked"] = masked
+    calls = {
+        (key, number): functools.partial(form, x) for key, form in forms.items() for number, x in enumerate(inputs)
+    }
+    for key in _WARM * [key for key in calls if key[0][1] == "masked"]:
+        calls[key]()
+    times, busy = timer(torch.device("cpu"), 1)(calls, rounds)
+    return {key: float(np.mean([ms for (of, _), ms in times.items() if of == key])) for key in forms}, busy
 
 
 def _title(masked_file: str) -> str:
@@ -208,14 +250,13 @@ def main() -> None:
         rows = LIGHT if options.light else ARCHITECTURES
         known = [row for row in rows if row[0] in (options.architectures or [row[0] for row in rows])]
         files |= {f"{row[0]}-{seed}": train(*row, seed, options) for seed in options.seeds for row in known}
-    data = pictures(read_folder(Path(os.environ.get("SPARSEMASK_DATA", "")) / "set5", 2))
+    data = set5()
     photographs = pictures([*sample_pairs("training"), *sample_pairs("eval")]) if options.photographs else {}
     inputs = [low[..., : options.size or None, : options.size or None] for low, _ in data.values()]
-    inputs = [x.contiguous(memory_format=torch.channels_last) for x in inputs]
-    rows, forms = [], {}
+    rows, networks, times, busy = [], {}, {}, 1.0
     with thread_count(1), torch.no_grad():
         for name, (dense_file, masked_file) in files.items():
-            dense, masked = load(dense_file, masked_file)
+            dense, masked = networks[name] = load(dense_file, masked_file)
             row = {"network": name}
             for prefix, used in (("", data), ("photo_", photographs)):
                 if used:
@@ -223,25 +264,14 @@ def main() -> None:
                     row[f"{prefix}dense_db"] = math.nan if dense_file == NONE else quality(dense, used.values())[0]
                     row[f"{prefix}cost"] = row[f"{prefix}dense_db"] - row[f"{prefix}db"]
             rows.append(row)
-            forms[name, "dense"] = dense.to(memory_format=torch.channels_last)
-            if options.compiled:
-                forms[name, "compiled"] = optimize_for_inference(dense, inputs[0], compiled=True)
-            forms[name, "masked"] = masked
-        calls = {
-            (key, number): functools.partial(form, x) for key, form in forms.items() for number, x in enumerate(inputs)
-        }
-        times, busy = {}, 1.0
         if options.rounds:
-            for key in _WARM * [key for key in calls if key[0][1] == "masked"]:
-                calls[key]()
-            times, busy = timer(torch.device("cpu"), 1)(calls, options.rounds)
+            times, busy = in_turn(networks, inputs, options.rounds, options.compiled)
         if options.draw:
-            draw({name: forms[name, "masked"] for name in files}, data, options.draw)
+            draw({name: masked for name, (_, masked) in networks.items()}, data, options.draw)
     for row in rows:
         for form in ("dense", "compiled", "masked"):
-            mine = [ms for ((name, kind), _), ms in times.items() if (name, kind) == (row["network"], form)]
-            if mine:
-                row[f"{form}_ms"] = float(np.mean(mine))
+            if (row["network"], form) in times:
+                row[f"{form}_ms"] = times[row["network"], form]
         if times:
             row["gain"] = row.get("compiled_ms", row.get("dense_ms")) / row["masked_ms"]
     rows += averages(rows)

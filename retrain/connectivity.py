@@ -30,9 +30,10 @@ from sparsemask.spaces.connectivity.space import save_network
 from sparsemask.spaces.connectivity_pruned_encoder.space import small_widths
 from sparsemask.spaces.pretrained import distill_flag, encoder_weights, open_teacher, teacher_flag, temperature_flag
 from sparsemask.training_setup import Context
-from sparsemask.weights import load_strictly, load_weights
+from sparsemask.weights import file_space, load_strictly, load_weights, metadata
 
 SLIM = "slim"
+_DESCRIBED = ("backbone_name", "depth", "n_class")  # what a network's file says beside its mask
 
 
 def mask_of(config: RunConfig, given: Mapping) -> tuple[Mask, RunConfig]:
@@ -164,7 +165,7 @@ class ConnectivityRetraining(RetrainingFamily[Built, Restored]):
         return 0
 
     def restore(self, parser: Parser, given: dict, run: runs.Run | None) -> Restored:
-        """Of a run, or of any weights file with --mask_path."""
+        """Of a run, of a network's own file, or of any weights file with --mask_path."""
         # The run's limit was for validation while training; here it is for the asking.
         source = read_source(parser, given, run, ("eval_limit",))
         config, saved = source.config, source.saved
@@ -176,7 +177,7 @@ class ConnectivityRetraining(RetrainingFamily[Built, Restored]):
             mask, weights = Mask.of_checkpoint(source.state["mask"]), source.state["model"]
         else:
             weights = load_weights(source.path)
-            mask, config = mask_of(config, source.given)
+            mask, config = described(config, given, source.path) or mask_of(config, source.given)
             config = config.replace(**form_of(config, mask, weights))
         where = training_setup.device(config)
         training_setup.prepare(config)
@@ -206,6 +207,26 @@ class ConnectivityRetraining(RetrainingFamily[Built, Restored]):
     def load_run(self, run: runs.Run) -> torch.nn.Module:
         """From the run's last checkpoint."""
         return spaces.get(checkpoint.load(run.last)["space"]).load(run.last).network
+
+
+def described(config: RunConfig, given: Mapping, path: Path) -> tuple[Mask, RunConfig] | None:
+    """The mask that a network's file says, and the configuration with its network's numbers.
+
+    Args:
+        config: of the command.
+        given: the flags that the user named.
+        path: the file.
+
+    Returns:
+        None where the configuration names a mask, or the file is not one of :func:`save_network`.
+
+    Raises:
+        UseError: a damaged file, or flags that contradict it.
+    """
+    if config.family.mask_path or path.suffix != ".safetensors" or file_space(path) != config.network.space:
+        return None
+    mask, entries = spaces.get(config.network.space).load(path).mask, metadata(path)
+    return Mask(mask), adopted(config, given, {name: entries[name] for name in _DESCRIBED}, path)
 
 
 def grouped(config: RunConfig) -> bool:

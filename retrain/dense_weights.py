@@ -8,6 +8,8 @@ from sparsemask.families import Restored
 from sparsemask.options import Parser, adopted
 from sparsemask.retrain.masked_network import NETWORK
 from sparsemask.spaces.protocols import Distilled
+from sparsemask.spaces.sr_networks.space import has_masks
+from sparsemask.weights import load_weights
 
 _VERB = "super-resolution"  # as runs of retrain/super_resolution.py say it
 
@@ -16,7 +18,8 @@ def dense_weights(given: dict) -> str | None:
     """Return the file of a dense network's weights that flags name; None where they name none.
 
     Args:
-        given: the flags that the user named.
+        given: the flags that the user named. --weights of a network with masks, which is opened as one of the family,
+            becomes --pretrained_model here.
 
     Raises:
         UseError: they name two networks.
@@ -25,7 +28,11 @@ def dense_weights(given: dict) -> str | None:
         for name in ("run", "pretrained_model"):
             if given.get(name):
                 raise UseError(f"--weights {given['weights']} and --{name} {given[name]}: give the one or the other")
-        return models.path_of(given["weights"])
+        path = models.path_of(given["weights"])
+        if not has_masks(load_weights(path)):
+            return path
+        del given["weights"]
+        given["pretrained_model"] = path
     if given.get("run"):
         run = runs.find(given["run"])
         if run.info().get("verb") == _VERB:

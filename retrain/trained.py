@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
-from sparsemask import datasets, families, flags, runs, spaces, tasks, training_setup
+from sparsemask import datasets, families, flags, models, runs, spaces, tasks, training_setup
 from sparsemask import report as page
 from sparsemask.config import RunConfig, Section, flag
 from sparsemask.devices import Arithmetic
@@ -79,6 +79,8 @@ def read_flags(parser: Parser, argv: Sequence[str] | None, space: str) -> dict:
     """
     given = parser.given(argv)
     given = {**(parser.from_file(given["config"], foreign=True) if given.get("config") else {}), **given}
+    if given.get("pretrained_model"):
+        given["pretrained_model"] = models.path_of(given["pretrained_model"])
     if given.get("run"):
         for name in ("pretrained_model", "mask_path"):
             if name in given:

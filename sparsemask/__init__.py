@@ -28,7 +28,7 @@ _LAZY = {
     "trust": "sparsemask.plugins",
     "SegmentationModel": "sparsemask.api.smp",
     "evaluate": "sparsemask.api.training",
-    "load": "sparsemask.spaces.group_sparsity.shrinking",
+    "load": "sparsemask.api.loading",
     "open_predictor": "sparsemask.api.prediction",
     "plan": "sparsemask.spaces.group_sparsity.shrinking",
     "predict": "sparsemask.api.prediction",

@@ -115,6 +115,11 @@ CLAIMS = [
         test="test_points_las.py::test_the_pages_commands_run",
     ),
     Claim(
+        "docs/point_clouds",
+        "sparsemask segment-points .*--weights rooms",
+        test="test_models.py::test_a_room_is_labelled_by_name",
+    ),
+    Claim(
         "docs/specialize",
         ".*--budget_ms",
         test="test_mask_budgets.py::test_segmentation_is_specialised_within_milliseconds",

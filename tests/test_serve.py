@@ -281,7 +281,9 @@ def test_all_that_ship_are_offered_and_the_verb_is_known(monkeypatch, capfd):
     monkeypatch.setattr(Server, "serve_forever", lambda self: print([network.name for network in self.networks]))
     assert main(["serve", "--port", "0", "--gpu", "-1"]) == 0
     said = capfd.readouterr().out
-    assert all(f"'{name} (enlarges" in said for name in models.available())
+    assert all(f"'{name} (enlarges" in said for name in models.available(["super_resolution"]))
+    assert all(f"'{name} (21 classes" in said for name in models.available(["segmentation"]))
+    assert "rooms" not in said  # points are no picture
     assert re.search(r"open http://127\.0\.0\.1:\d+ in a browser", said)
 
 

@@ -62,7 +62,7 @@ def test_a_wheel_has_one_name_at_its_top(wheel):
     assert data and {str(path) for path in data} <= set(names)
 
 
-DATA = (".yaml", ".css", ".js", ".cpp", ".h", ".safetensors")
+DATA = (".yaml", ".css", ".js", ".cpp", ".h", ".safetensors", ".md")
 
 
 def test_a_compiler_that_is_not_there_is_said_before_anything_is_built(tmp_path, capsys):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _EXAMPLE = (1, 3, 48, 48)  # the size by which layers are weighed; shares of multiply-adds do not depend on it
 _DENSE = "network."  # prefix of the dense network's weights
+_MASKS = "region_masks."  # and of the mask branches'
 _BRANCH = "branch"  # of the masks, among the arguments in the network's word
 
 
@@ -145,6 +146,11 @@ class SRSpace(MaskedSpace):
 
         picture = inputs[0].clamp(0, 255).round().to(torch.uint8).permute(1, 2, 0)
         draw_masks(picture.numpy(), masks, path, title, names)
+
+
+def has_masks(state: Collection[str]) -> bool:
+    """Whether a state dict, or its names, is that of a network with masks rather than of a dense one."""
+    return any(key.startswith(_MASKS) for key in state)
 
 
 def load_sparsified(path: str | os.PathLike[str]) -> SparsifiedNetwork:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsemask import exporting, spaces, tasks
+from sparsemask import exporting, models, spaces, tasks
 from sparsemask.devices import Arithmetic, arithmetic
 from sparsemask.errors import UseError
 from sparsemask.pictures.palette import class_palette
@@ -42,6 +42,7 @@ def predict(
     Args:
         network: a run's folder, a network's file (.safetensors, .pt2, .onnx, a run's checkpoint), a module that takes
             normalised images (N, 3, H, W), or what :func:`open_predictor` gave: several pictures need it opened once.
+            Or the name of a network that ships (`sparsemask models`).
         image: a file, a Pillow image, an array (H, W), (H, W, 3) or (H, W, 4), or a tensor (3, H, W); uint8, or floats
             of 0 to 1.
         classes: names of the classes, where the network does not say them.
@@ -85,7 +86,7 @@ def open_predictor(
     where = arithmetic(gpu)
     if isinstance(network, nn.Module):
         return _of_module(network, where, classes)
-    path = Path(network)
+    path = Path(models.path_of(os.fspath(network), "segmentation"))
     if path.is_dir():
         module, description, what = _of_run(find(path))
     elif path.suffix.lower() in PROGRAMS:
@@ -177,7 +178,7 @@ def _loaded(space: str, path: Path, description: Description | None) -> tuple[nn
 def _refuse_others(task: object, path: Path) -> None:
     """Raise a UseError for networks of a known task that has no output for every pixel."""
     commands = {"super_resolution": "sparsemask upscale", "stereo": "sparsemask disparity"}
-    commands |= dict.fromkeys(("s3dis", "semantickitti"), "sparsemask segment-points")
+    commands |= dict.fromkeys(("s3dis", "semantickitti", "sample"), "sparsemask segment-points")
     if isinstance(task, str) and task in tasks.available() and not issubclass(tasks.find(task), DenseTask):
         advice = f": {commands[task]}" if task in commands else ""
         raise UseError(f"{path}: a network of task '{task}', which gives no label for every pixel{advice}")

@@ -22,7 +22,7 @@ from sparsemask.spaces.smsr.network import SMSR
 from sparsemask.spaces.sparse_conv.masked_network import MaskedNetwork
 from sparsemask.spaces.sparsified import SparsifiedNetwork
 from sparsemask.spaces.sr_networks.masked import upscale_masked
-from sparsemask.spaces.sr_networks.space import load_sparsified
+from sparsemask.spaces.sr_networks.space import has_masks, load_sparsified
 from sparsemask.spaces.sr_networks.tiles import resident
 from sparsemask.sparse import repeatable
 from sparsemask.weights import bare_state, read_checkpoint
@@ -243,7 +243,7 @@ def find_enlarger(weights: str | None, scale: int | None) -> Enlarger:
     Raises:
         UseError: there is none, one of another scale, or weights of a network that is not known.
     """
-    path = None if weights is None else models.path_of(weights)
+    path = None if weights is None else models.path_of(weights, "super_resolution")
     if path is None:
         for name in [f"smsr_x{scale}"] if scale else ["smsr_x2", "smsr_x3", "smsr_x4"]:
             path = path or datasets.backbone_weights(name, None)
@@ -265,7 +265,7 @@ def _load(path: str, source: str) -> Enlarger:
     state = bare_state(read_checkpoint(path), path)
     if "body.0.body.ch_mask" in state:
         return SMSREnlarger(load_smsr(path), source)
-    if any(key.startswith("region_masks.") for key in state):
+    if has_masks(state):
         network = load_sparsified(path)
         assert isinstance(network.network, sr_networks.SRNetwork)
         return Sparsified(network, network.network, source)

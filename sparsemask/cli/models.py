@@ -29,14 +29,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.name:
         print(models.find(options.name).card.strip())
         return 0
-    rows = []
-    for model in map(models.find, models.available()):
-        entries = model.metadata()
-        rows.append({**entries, "name": model.name, "size": f"{model.path.stat().st_size / 1000:.0f} kB"})
+    shipped = [models.find(name) for name in models.available()]
+    rows = [
+        {
+            "name": model.name,
+            "purpose": model.kind.purpose(model.metadata()),
+            "size": f"{model.path.stat().st_size / 1000:.0f} kB",
+            "score": model.kind.score(model.metadata()),
+            "command": f"sparsemask {model.kind.command}",
+        }
+        for model in shipped
+    ]
     columns = {
-        "name": "name", "scale": ("scale", "d"), "architecture": "architecture", "size": "size",
-        "set5_psnr": ("Set5 dB", ".2f"), "set5_bicubic": ("bicubic dB", ".2f"),
+        "name": "name", "purpose": "what it does", "size": "size", "score": "score", "command": "used by",
     }  # fmt: skip
     print(table(rows, columns))
-    print("\nsparsemask upscale IN OUT --scale 2 uses them; sparsemask models NAME prints a card")
+    print("\nsparsemask upscale IN OUT --scale 2        takes the dense one of the scale; others are named:")
+    examples = {model.task: model.kind.line(model.name) for model in shipped}  # of each task the last one
+    print("\n".join(examples.values()))
+    print("sparsemask models NAME                     prints a card")
     return 0

@@ -4,6 +4,7 @@
     sparsemask predict PICTURES --run runs/NAME         by another run
     sparsemask predict PICTURES --weights net.onnx      by a file: .safetensors, .pt2, .onnx, a run's checkpoint
     sparsemask predict PICTURES --weights w.pth --mask_path M   by weights of any origin
+    sparsemask predict PICTURES --weights shapes        by a name of `sparsemask models`
     sparsemask predict FOLDER --out-dir OUT --write labels overlay probabilities
 
 Pictures may have any size. Into the folder OUT go, a picture each: NAME.png, class numbers with a palette (maps of yes

@@ -6,12 +6,14 @@
     sparsemask segment-points FOLDER 'more/*.las' --out-dir OUT --format ply    many clouds
     sparsemask segment-points IN OUT --weights FILE --show DIR     also draw classes and kept points
     sparsemask segment-points IN OUT --weights FILE --web P.html   also a page in which the cloud is turned by mouse
+    sparsemask segment-points IN.ply OUT.ply --weights rooms       by a small example that ships: generated rooms
 
 OUT.ply holds x, y, z, pred and the classes' colours, OUT.npz xyz, pred and names, OUT.las and OUT.laz (with laspy: pip
 install 'sparsemask[las]') the classification. Of many clouds a bad one is named and the rest are done; the exit status
-is 1 then. Weights: a public checkpoint, a run's, or its network.safetensors, else smpointseg*.pt and the like in
-$SPARSEMASK_WEIGHTS or the cache; a run's own configuration says how its clouds were thinned out and cut, else they are
-as published. Scans go through in one pass, rooms crop by crop with votes; --votes and --whole choose.
+is 1 then. Weights: a public checkpoint, a run's, its network.safetensors, or a name of `sparsemask models`, else
+smpointseg*.pt and the like in $SPARSEMASK_WEIGHTS or the cache. A run's own configuration, or its network's file, says
+how clouds are thinned out and cut; else they are as published. Scans go through in one pass, rooms crop by crop with
+votes; --votes and --whole choose.
 """
 
 from __future__ import annotations
@@ -99,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = jobs[0].out
     if out.suffix == ".label" and not issubclass(settings.task, WritesRawLabels):
         raise UseError(f"{out}: .label files hold SemanticKITTI's labels, and these weights are of other classes: .ply")
-    do = lambda job: label(job, network, settings, compute, options, weights)
+    do = lambda job: label(job, network, settings, compute, options, options.weights or str(weights))
     return each(jobs, do, lambda job: job.source, "clouds labelled", options.out_dir)
 
 
@@ -130,7 +132,7 @@ def jobs_of(options) -> list[CloudJob]:
     return jobs
 
 
-def label(job: CloudJob, network, settings, compute, options, weights: Path) -> list[str]:
+def label(job: CloudJob, network, settings, compute, options, weights: str) -> list[str]:
     """Segment a cloud and write its file; returns lines about it."""
     from sparsemask.spaces.sparse_conv.masking import mean_kept
     from sparsemask.tasks.points.clouds.cloud import read_cloud
@@ -168,14 +170,15 @@ def label(job: CloudJob, network, settings, compute, options, weights: Path) -> 
 
 def find_weights(given: str | None) -> Path:
     """The file of --weights, or what lies in $SPARSEMASK_WEIGHTS or the cache; UseError that says how to get some."""
-    from sparsemask import datasets
+    from sparsemask import datasets, models
 
-    path = given or datasets.backbone_weights("smpointseg", None)
+    path = models.path_of(given, "sample") if given else datasets.backbone_weights("smpointseg", None)
     if path is None:
         raise UseError(
             "no weights: give --weights FILE (a run's network.safetensors, or the public code's .pth), put it as "
             f"smpointseg.safetensors into $SPARSEMASK_WEIGHTS or {datasets.cache() / 'weights'}, or train some on "
-            f"generated rooms: {spoken('search', '--space smpointseg')}, then prune and retrain"
+            f"generated rooms: {spoken('search', '--space smpointseg')}, then prune and retrain; --weights rooms is a "
+            "small example of those"
         )
     return Path(path)
 
@@ -199,19 +202,21 @@ def check_output(out: Path, show: str | None, web: str | None) -> Path:
 
 
 def load(path: Path) -> tuple[object, Mapping]:
-    """(the network, the configuration of the run it comes from or an empty one)."""
+    """(the network, the configuration of the run it comes from, else what its file says, which may be nothing)."""
     from sparsemask import spaces
     from sparsemask.containers import read_yaml
-    from sparsemask.weights import file_space, read_checkpoint
+    from sparsemask.weights import file_space, metadata, read_checkpoint
 
     name = file_space(path) or "smpointseg"
     if name != "smpointseg":
         raise UseError(f"{path}: weights of space '{name}', not of 'smpointseg'")
     network = spaces.get(name).load(path).network
-    run_config = read_checkpoint(path).get("config") if path.suffix != ".safetensors" else None
-    beside = path.parent / "config.yaml"
+    shared, beside = path.suffix == ".safetensors", path.parent / "config.yaml"
+    run_config = None if shared else read_checkpoint(path).get("config")
     if run_config is None and beside.is_file():
         run_config = read_yaml(beside)
+    elif shared:
+        run_config = metadata(path)
     return network, run_config if isinstance(run_config, Mapping) else {}
 
 

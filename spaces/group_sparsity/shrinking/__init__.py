@@ -1,7 +1,7 @@
 """Make any network smaller in a few lines: :func:`shrink`, :func:`plan`, :func:`save` and :func:`load`."""
 
 from sparsemask.spaces.group_sparsity.shrinking.channels import Channels
-from sparsemask.spaces.group_sparsity.shrinking.files import load, save
+from sparsemask.spaces.group_sparsity.shrinking.files import is_shrunk, load, save
 from sparsemask.spaces.group_sparsity.shrinking.functions import plan, shrink
 from sparsemask.spaces.group_sparsity.shrinking.importance import IMPORTANCES, Importance, Subject
 from sparsemask.spaces.group_sparsity.shrinking.planning import ShrinkPlan
@@ -19,6 +19,7 @@ __all__ = [
     "Report",
     "ShrinkPlan",
     "Subject",
+    "is_shrunk",
     "load",
     "plan",
     "save",

@@ -65,6 +65,11 @@ def load(path: str | os.PathLike[str], network: nn.Module) -> nn.Module:
     return network
 
 
+def is_shrunk(path: str | os.PathLike[str]) -> bool:
+    """Whether an existing file is one of :func:`save`."""
+    return Path(path).suffix == _SUFFIX and _ENTRY in weights.metadata(path)
+
+
 def _checked(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     if path.suffix != _SUFFIX:

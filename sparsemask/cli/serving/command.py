@@ -1,6 +1,6 @@
 """Serve: a page in the browser that shows what networks make of your pictures.
 
-    sparsemask serve                       the super-resolution networks that ship, at http://127.0.0.1:8000
+    sparsemask serve                       the networks for pictures that ship, at http://127.0.0.1:8000
     sparsemask serve compact-x4            one of them
     sparsemask serve runs/NAME             a class for every pixel, by a retrained network
     sparsemask serve net.onnx smsr_x2.pt   files; several networks are offered side by side
@@ -20,13 +20,16 @@ from sparsemask.cli.computing import add_computing
 from sparsemask.errors import command, say
 from sparsemask.options import Parser, amount, natural
 
+PICTURES = ("super_resolution", "segmentation")  # tasks of shipped networks that the page shows
+
 
 def parser() -> Parser:
     """The command's flags."""
     result = Parser("serve", prog="sparsemask serve", description=__doc__)
     result.add_argument(
         "networks", nargs="*", metavar="NETWORK",
-        help="names of `sparsemask models`, files (.safetensors, .pt2, .onnx, weights), runs (default: all that ship)",
+        help="names of `sparsemask models`, files (.safetensors, .pt2, .onnx, weights), runs (default: those for "
+        "pictures that ship)",
     )  # fmt: skip
     result.add_argument("--port", type=natural, default=8000, help="0: any that is free (default: 8000)")
     result.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine)")
@@ -47,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from sparsemask.cli.serving.networks import open_network
     from sparsemask.cli.serving.server import Server
 
-    sources = dict.fromkeys(options.networks or models.available())
+    sources = dict.fromkeys(options.networks or models.available(PICTURES))
     networks = [open_network(source, options) for source in sources]
     with Server((options.host, options.port), networks, int(options.largest)) as server:
         for network in networks:

@@ -221,12 +221,12 @@ def open_network(source: str, options: Namespace) -> Served:
     if not path.exists():
         if path.suffix or path.parent != Path():
             raise UseError(f"{source}: no such file or run")
-        models.find(source)  # which names those that there are
+        path = models.find(source).path  # which names those that there are
     shared = path / _SHARED
     if shared.is_file() and metadata(shared).get("task") == _TASK:
         path = shared
-    if not path.exists() or (path.is_file() and path.suffix.lower() not in PROGRAMS and _enlarges(path)):
-        enlarger = find_enlarger(source if not path.exists() else str(path), None)
+    if path.is_file() and path.suffix.lower() not in PROGRAMS and _enlarges(path):
+        enlarger = find_enlarger(str(path), None)
         name = f"{called(source)} (enlarges {enlarger.scale} times)"
         return Enlarging(enlarger, name, place(enlarger.network, options), int(options.pixels))
     predictor = open_predictor(path, gpu=options.gpu)

@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ from sparsemask.tasks.points.voting import probabilities_of, vote
 from sparsemask.tasks.protocol import Evaluation, Task
 from sparsemask.tasks.segmentation.scores import ConfusionMeter, by_class
 from sparsemask.VOC12.survey import LIMIT, survey
+
+RECIPE = ("n_points", "grid", "vote_smooth")
+"""Flags that say how a cloud is prepared and its crops are voted on; files of networks have them."""
 
 _FEW_CLOUDS = 32  # looked at for classes where not all are held
 
@@ -92,6 +95,11 @@ class PointsTask(Task):
         """A configuration in which every flag that is still None has the task's own value."""
         values = {**cls.defaults, "d_in": cls.d_in, "n_class": len(cls.classes)}
         return config.replace(**{n: value for n, value in values.items() if n in config and config[n] is None})
+
+    def description(self) -> dict[str, Any]:
+        """Task and classes, and how clouds are thinned out, cut and voted on: what whole clouds need."""
+        chosen = {name: self.config[name] for name in RECIPE if self.config.get(name) is not None}
+        return {**super().description(), **chosen}
 
     @staticmethod
     def sample_folder() -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from sparsemask.tasks.points.clouds.cloud import Cloud, CloudFile
 from sparsemask.tasks.points.clouds.graph import make_tree, nearest, shell_order
 from sparsemask.tasks.points.clouds.grid import grid_subsample
 from sparsemask.tasks.points.data import Clouds, CropSettings, EvaluationCrops, batch_of
-from sparsemask.tasks.points.task import PointsTask
+from sparsemask.tasks.points.task import RECIPE, PointsTask
 from sparsemask.tasks.points.voting import vote
 
 _KINDS = {(6, 13): "s3dis", (3, 19): "semantickitti"}  # by channels of a point and classes
@@ -46,6 +47,13 @@ class Recipe:
 def recipe(network, run_config: Mapping, what: object = "the weights", **overrides) -> Recipe:
     """The recipe of a network: from its run's configuration, else as published; `overrides` win where not None.
 
+    Args:
+        network: SMPointSeg.
+        run_config: the run's flags by name, or the entries of the network's file; values that cannot be are passed
+            over.
+        what: how error messages begin.
+        **overrides: by the names of :data:`sparsemask.tasks.points.task.RECIPE`.
+
     Raises:
         UseError: a network of neither data set's channels and classes.
     """
@@ -57,12 +65,16 @@ def recipe(network, run_config: Mapping, what: object = "the weights", **overrid
             "SemanticKITTI's (3, 19)"
         )
     kind = tasks.find(name)
-    numbers = {k: v for k, v in run_config.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    numbers = {name: value for name in RECIPE if _possible(value := run_config.get(name))}
     chosen = {**kind.defaults, **numbers, **{k: v for k, v in overrides.items() if v is not None}}
     settings = CropSettings(
         int(chosen["n_points"]), network.n_neighbors, network.ratio, len(network.channels), kind.d_in == 6, kind.centred
     )
     return Recipe(tuple(kind.classes), kind, settings, float(chosen["grid"]), float(chosen["vote_smooth"]))
+
+
+def _possible(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 @dataclass
