@@ -31,6 +31,7 @@ from sparsemask import flags, spaces, tasks
 from sparsemask.engine import data
 from sparsemask.retrain import eval as evaluation
 from sparsemask.retrain.trained import open_trained, read_flags
+from sparsemask.spaces.protocols import HasFastForm
 from sparsemask.spaces.sparse_conv.plan import Plans
 from sparsemask.spaces.sparse_conv.planning import make_plan, unmask
 from sparsemask.sparse import backend, repeatable
@@ -79,6 +80,7 @@ def _rows(restored, options: argparse.Namespace) -> list[dict]:
     quality, network = Quality(restored), restored.model.requires_grad_(False)
     space, source = spaces.get(restored.config.network.space), quality.task.eval_data
     dense_form, found, dropped = space.dense_form(network), [], None
+    own = space.fast_form(network) if isinstance(space, HasFastForm) else network
     compiled = torch.compile(dense_form) if options.compiled else None
     for index in range(min(options.items, len(source))):
         inputs, _ = data.collate(source, [source[index]])
@@ -88,9 +90,9 @@ def _rows(restored, options: argparse.Namespace) -> list[dict]:
             plan = make_plan(space, network, inputs)
             network.plans = Plans([plan])
             calls = {
-                "unmasked": functools.partial(dense_form, inputs), "plan": functools.partial(network, inputs),
+                "unmasked": functools.partial(dense_form, inputs), "plan": functools.partial(own, inputs),
                 "dense": functools.partial(by, "dense", network, inputs),
-                "skip": functools.partial(by, "native", network, inputs),
+                "skip": functools.partial(by, "native", own, inputs),
             }  # fmt: skip
             if not network.parts():
                 del calls["dense"]  # it has one form
