@@ -108,7 +108,7 @@ def test_masks_pay(name):
     """What they cost and save, as measured when the network was put here; and that they skip."""
     model = models.find(name)
     entries, dense = model.metadata(), models.find(name.removesuffix("-masked")).metadata()
-    assert entries["gain"] >= 1.2 and 0.3 < entries["kept"] < 0.7
+    assert entries["gain"] >= 1.1 and 0.3 < entries["kept"] < 0.7
     assert -0.05 < dense["set5_psnr"] - entries["set5_psnr"] < 0.45
     network = sparsemask.load(name)
     network(as_tensor(np.asarray(Image.open(sample_folder() / "chelsea.png")))[None, :, 100:180, 150:250])
