@@ -326,27 +326,25 @@ class _Execution(fx.Interpreter):
             result = self.convolve(n, *self.layers[n.name])
         elif n.name in self.skipped:
             result = cast(Tensor, self.map_nodes_to_values(n.args[0], n))  # its convolution has applied it
-        elif self.is_plain(n):
-            conv, x = self.fetch_attr(str(n.target)), cast(Tensor, self.map_nodes_to_values(n.args[0], n))
-            result = joined_conv([x], conv.weight, conv.bias, backend=self.owner.backend)
         else:
-            result = self.run_in_rows(n)
+            plain = self.convolve_plainly(n)
+            result = self.run_in_rows(n) if plain is None else plain
         if n.name in self.left and self.left[n.name] not in self.opened:
             result = self.mixed(self.left[n.name], result)
         if n.name in self.entered:
             self.draw(self.entered[n.name], result)
         return result
 
-    def is_plain(self, n: fx.Node) -> bool:
-        """Whether a node is a convolution without a mask that the backend in use computes faster than torch."""
+    def convolve_plainly(self, n: fx.Node) -> Tensor | None:
+        """A convolution's output, if it has no mask and the backend in use is faster than torch; else None."""
         conv = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
-        if not isinstance(conv, nn.Conv2d):
-            return False
+        if not isinstance(conv, nn.Conv2d) or conv.padding_mode != "zeros":
+            return None
+        x, backend = cast(Tensor, self.map_nodes_to_values(n.args[0], n)), self.owner.backend
         same = (conv.stride, conv.padding, conv.dilation, conv.groups) == ((1, 1), (1, 1), (1, 1), 1)
-        x = self.map_nodes_to_values(n.args[0], n)
-        if not same or conv.padding_mode != "zeros" or not self.by_operator(cast(Tensor, x)):
-            return False
-        return dispatch.beats_dense(conv.weight, cast(Tensor, x), self.owner.backend)
+        if not same or not self.by_operator(x) or not dispatch.beats_dense(conv.weight, x, backend):
+            return None
+        return joined_conv([x], conv.weight, conv.bias, backend=backend)
 
     def run_part(self, nodes: Sequence[fx.Node], x: Tensor) -> Tensor:
         """The last of some nodes' values; `x` is the one value that they read from outside."""

@@ -165,16 +165,11 @@ class Product:
         self.groups = 1 if depthwise else groups
         self.depth, self.columns, self.depthwise = taps.shape[1], taps.shape[2], depthwise
         self.narrow = narrow
-        group = 0 if narrow or depthwise else library.group_of(self.columns // self.groups, self.depth)
+        plain = narrow or depthwise
+        group = 0 if plain else library.group_of(self.columns // self.groups, self.depth)
         self.more = {"narrow": narrow, "clear": clear, "places": places, "group": group}
         self.bias = bias.clone() if bias is not None else None  # not the live parameter
-        squared = (
-            tables.pitch
-            and not narrow
-            and not depthwise
-            and self.groups == 1
-            and library.in_squares(self.depth, self.columns)
-        )
+        squared = tables.pitch and not plain and self.groups == 1 and library.in_squares(self.depth, self.columns)
         self.squared = library.pack_squares(taps) if squared else None
         self.packed = []
         for one in tables.classes:

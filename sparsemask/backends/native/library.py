@@ -294,11 +294,9 @@ def partition(listed: Tensor, kind: Tensor, kinds: int, position: Tensor) -> lis
     return [(values[a:b], pos[a:b]) for a, b in itertools.pairwise(starts.tolist())]
 
 
+TAPS_OF_SQUARES = 9  # of a kernel's 3×3 layers
 # G of F(2x2, 3x3), see src/squares.h.
 _FILTER = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], dtype=torch.float64)
-
-
-TAPS_OF_SQUARES = 9  # of a kernel's 3×3 layers
 
 
 def in_squares(depth: int, columns: int) -> bool:

@@ -85,8 +85,7 @@ ModuleRows module_layer(const sm::Module& m, const sm::ModuleLayer& one, const M
     kept.split = one.dense, kept.group = one.full_group;
     kept.out0 = made.everywhere, kept.at0 = m.kept, kept.stride0 = one.dense;
     kept.out1 = made.here, kept.stride1 = one.sparse;
-    sm::Product squares = kept;
-    squares.rows = 0;
+    sm::Product squares = {};
     if (one.squared && m.pitch) {
         squares = module_product(m, locations.at_squares.data(), static_cast<int64_t>(locations.at_squares.size()), first,
                                  one.squared, kept.columns);
