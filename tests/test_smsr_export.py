@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from sparsemask.spaces.smsr.export import export_onnx, export_program
+from sparsemask.backends.native import MANY
+from sparsemask.exporting.writing import traced
+from sparsemask.spaces.smsr.export import export_onnx, export_program, exportable
 from sparsemask.spaces.sparse_conv.masking import set_threshold
 from sparsemask.sparse import backend
 from test_smsr import network, pictures
@@ -34,6 +37,16 @@ def test_program_keeps_the_sparse_operator_and_runs():
         torch.testing.assert_close(loaded(x), net(x), atol=1e-3, rtol=1e-5)
         kept = float(net.masks[0].float().mean())
     assert 0 < kept < 1
+
+
+def test_programs_have_the_convolution_by_squares_and_plain_forms_torch_s_own():
+    def joined(program):
+        return sum("sparsemask.joined_conv" in str(node.target) for node in program.graph.nodes)
+
+    wide, narrow = (exportable(network(n_feats=n, n_layers=2), size=(8, 12)) for n in (MANY, MANY // 2))
+    assert joined(traced(wide)) - joined(traced(narrow)) == 1  # the last one but the tail
+    assert not joined(traced(wide, plain=True))
+    assert not joined(traced(replace(wide, plain=wide.dense), plain=True))
 
 
 @pytest.mark.parametrize("threshold", [0.5, pytest.param(0.3, marks=pytest.mark.slow)])

@@ -118,11 +118,16 @@ class SMSR(MaskedNetwork):
 
     def end(self, total: Tensor, head: Tensor, base: Tensor) -> Tensor:
         """From the gathered features to the image; without gradients `total` is overwritten."""
-        if torch.is_grad_enabled() or torch.compiler.is_exporting():
-            features = self.collect[2](self.collect[1](total)) + head
-            return self.add_mean(self.tail(features) + base)
         conv = self.collect[2]
-        if dispatch.beats_dense(conv.weight, total):
+        squares = not torch.is_grad_enabled() and dispatch.beats_dense(conv.weight, total, in_nodes=True)
+        if torch.is_grad_enabled() or torch.compiler.is_exporting():
+            gathered = self.collect[1](total)
+            features = joined_conv([gathered], conv.weight, conv.bias, head) if squares else conv(gathered) + head
+            # Programs of other runtimes have a pixel shuffle of their own.
+            own = torch.is_grad_enabled() or not dispatch.in_program()
+            larger = self.tail(features) if own else _shuffled(self.tail[0](features), self.scale)
+            return self.add_mean(larger + base)
+        if squares:
             features = joined_conv([F.relu_(total)], conv.weight, conv.bias, head)
         else:
             features = conv(F.relu_(total)).add_(head)

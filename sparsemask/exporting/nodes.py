@@ -313,13 +313,13 @@ class WithNodes(nn.Module):
         super().__init__()
         self.network = network
         recording = _Recording()
-        with torch.no_grad(), dispatch.as_program(), recording:
+        with torch.no_grad(), dispatch.as_program(nodes=True), recording:
             network(*example)
         self.plans = recording.plans
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """The network's outputs, for a tracer alone."""
-        with _Tracing(self.plans):
+        with dispatch.as_program(nodes=True), _Tracing(self.plans):
             return self.network(*inputs)
 
 

@@ -19,6 +19,7 @@ from sparsemask.errors import UseError
 from sparsemask.exporting.exportable import Exportable, why_not
 from sparsemask.exporting.nodes import WithNodes, complete
 from sparsemask.files import write_bytes
+from sparsemask.ops import dispatch
 
 if TYPE_CHECKING:
     import onnx
@@ -43,7 +44,8 @@ def traced(exportable: Exportable, plain: bool = False) -> torch.export.Exported
     arguments = tuple(exportable.inputs.values())
     # A function of any number of inputs takes them as one, whose sizes are said together.
     shapes = None if exportable.dynamic is None else (tuple(exportable.dynamic),)
-    with torch.no_grad(), _quiet():
+    operators = contextlib.nullcontext() if plain else dispatch.as_program()
+    with torch.no_grad(), operators, _quiet():
         return torch.export.export(module, arguments, dynamic_shapes=shapes, strict=False)
 
 

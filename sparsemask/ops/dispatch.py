@@ -27,7 +27,7 @@ loaded: dict[str, Backend] = {}  # backends by name, as far as they have been as
 _chosen: str | None = None  # by `with backend(name)`; a plain global, which torch.compile guards
 _repeating = 0  # how many `with repeatable()` there are around
 _int8 = 0  # and how many `with int8()`
-_as_program = 0
+_as_program = _as_nodes = 0
 
 
 class Call(Protocol):
@@ -53,18 +53,24 @@ def serve_anyhow(call: Call, name: str) -> Tensor:
     return laid_out_like(call.served_by(able_or_reference(name, like)), like)
 
 
-def beats_dense(weight: Tensor, x: Tensor, name: str = "auto") -> bool:
+def beats_dense(weight: Tensor, x: Tensor, name: str = "auto", in_nodes: bool = False) -> bool:
     """Whether the backend in use (`name`, where nobody says another) has a faster convolution than torch's, unmasked.
 
     Args:
         weight: (C_out, C_in, *kernel), of stride 1 and "same" padding.
         x: features (N, C_in, *spatial).
         name: of the network's own backend.
+        in_nodes: whether this holds for files whose operators are nodes, too; another runtime's own convolutions may
+            be as fast.
 
     Returns:
-        False in programs, traced or compiled, which keep torch's own operators.
+        In a program that keeps the toolkit's operators what `native` says, wherever it is made; False in all others,
+        traced or compiled.
     """
-    if _as_program or torch.compiler.is_compiling() or x.is_meta:
+    if _as_program:
+        like = x.dtype == weight.dtype and x.device.type == "cpu"
+        return like and (in_nodes or not _as_nodes) and find("native").beats_dense(weight)
+    if torch.compiler.is_compiling() or x.is_meta:
         return False
     return x.dtype == weight.dtype and able_or_reference(current(name), x).beats_dense(weight)
 
@@ -176,14 +182,20 @@ def int8() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def as_program() -> Iterator[None]:
-    """Within the `with`, a call makes the same operators as when it is traced for a program."""
-    global _as_program
+def as_program(nodes: bool = False) -> Iterator[None]:
+    """Within the `with`, a call makes the operators of a program that keeps the toolkit's own.
+
+    Args:
+        nodes: whether they become nodes of another runtime.
+    """
+    global _as_program, _as_nodes
     _as_program += 1
+    _as_nodes += nodes
     try:
         yield
     finally:
         _as_program -= 1
+        _as_nodes -= nodes
 
 
 def in_program() -> bool:
