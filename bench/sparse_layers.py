@@ -1,4 +1,9 @@
-"""One layer over kernels, channels, sizes and shares kept, with scattered and with blobby masks."""
+"""One layer over kernels, channels, sizes and shares kept, with scattered and with blobby masks.
+
+*tiles* is the other way to skip on a regular grid, as SIGE (Li et al., 2022) has it: tiles that hold a kept location
+are gathered with their border, convolved densely as a batch by torch, and put back; of 4, 8 and 16 locations a side
+the fastest. What a tile holds besides is computed, too.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +20,8 @@ from sparsemask.backends.native.rows import to_rows
 from sparsemask.costs import compare
 from sparsemask.ops.dispatch import find
 from sparsemask.sparse import ConvCall, Geometry, available_backends
+
+TILES = (4, 8, 16)
 
 
 def mask_of(kind: str, size: int, kept: float, seed: int = 0) -> torch.Tensor:
@@ -47,16 +54,37 @@ def layer(kernel: int, channels: int, size: int, kept: float, kind: str, rounds:
     for name in [*usable, "auto"]:
         calls[name] = lambda name=name: find(name).conv(call)
         assert torch.allclose(calls[name](), want, atol=1e-4), f"{name} is wrong"
+    for side in TILES:
+        calls[f"tiles of {side}"] = run = in_tiles(x, last, mask, side)
+        assert torch.allclose(run() * mask, want, atol=1e-4), "tiles are wrong"
     if "native" in usable:
         calls["in a module"] = inside(x, weight, mask, geometry)
     for _ in range(12):
         calls["auto"]()
     times = compare(calls, rounds=rounds, warmup=2)
+    times["tiles"] = min(times.pop(f"tiles of {side}") for side in TILES)
     share = float(mask.float().mean())
     row = {"kernel": kernel, "channels": channels, "size": size, "mask": kind, "kept": share}
     row |= {f"ms {n}": t for n, t in times.items()}
     row |= {f"gain {n}": times["dense"] / t for n, t in times.items()}
     return row | {f"efficiency {n}": times["dense"] / t * share for n, t in times.items()}
+
+
+def in_tiles(x, weight, mask, side):
+    """The layer by tiles; what is listed of the mask was listed before, and tiles that hold nothing stay zero."""
+    border, size = weight.shape[-1] // 2, tuple(x.shape[2:])
+    down, right = F.max_pool2d(mask[0].float(), side)[0].nonzero().unbind(1)
+    out = torch.zeros_like(x)  # (1, C, H, W), channels last, of which H and W are multiples of `side`
+    places = out[0].permute(1, 2, 0).view(size[0] // side, side, size[1] // side, side, -1).transpose(1, 2)
+
+    def run() -> torch.Tensor:
+        wide = F.pad(x, [border] * 4)[0].permute(1, 2, 0)
+        windows = wide.unfold(0, side + 2 * border, side).unfold(1, side + 2 * border, side)
+        inputs = windows.permute(0, 1, 3, 4, 2)[down, right].permute(0, 3, 1, 2)
+        places[down, right] = F.relu_(F.conv2d(inputs, weight)).permute(0, 2, 3, 1)
+        return out
+
+    return run
 
 
 def inside(x, weight, mask, geometry):
