@@ -9,14 +9,18 @@ from __future__ import annotations
 import copy
 import shutil
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparsemask.memory import keep_freed_memory
+from sparsemask.ops import dispatch
+from sparsemask.ops.concat_conv import joined_conv, keeps_size
 from sparsemask.ops.layout import to_channels_last
 from sparsemask.timing import compare
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @runtime_checkable
@@ -97,6 +101,33 @@ def _fastest(forms: dict[str, Callable], example: torch.Tensor, rounds: int):
 
 def _can_compile(device: torch.device) -> bool:
     return device.type != "cpu" or any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+
+
+class _FastConv2d(nn.Conv2d):
+    """A convolution by the faster one of torch and the backend in use; with gradients, and compiled, torch's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or not dispatch.beats_dense(self.weight, x):
+            return super().forward(x)
+        return joined_conv([x], self.weight, self.bias)
+
+
+def with_fast_convolutions(network: Network) -> Network:
+    """A copy of a network, of the same weights, whose 3x3 convolutions are the backend's where it is faster than torch.
+
+    `native` computes those of at least 32 channels in float32 by squares of outputs, see
+    docs/notes/sparse_kernels.md; features should lie channels-last. The copy is for evaluation. Its outputs equal
+    the network's to rounding.
+
+    Args:
+        network: any; one without such convolutions comes back as a copy that computes the same.
+    """
+    held: dict[int, object] = {id(one): one for one in [*network.parameters(), *network.buffers()]}
+    fast = copy.deepcopy(network, held)
+    for module in fast.modules():
+        if type(module) is nn.Conv2d and keeps_size(module):
+            module.__class__ = _FastConv2d
+    return fast
 
 
 def fold_batch_norm(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:

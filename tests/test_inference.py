@@ -11,10 +11,13 @@ import torch
 from torch import nn
 
 from filling import fill, picture
-from sparsemask.inference import fold_batch_norm, optimize_for_inference
+from sparsemask import inference
+from sparsemask.backends.native import MANY
+from sparsemask.inference import fold_batch_norm, optimize_for_inference, with_fast_convolutions
 from sparsemask.masks import DOWN, UP
 from sparsemask.memory import keep_freed_memory
 from sparsemask.spaces.connectivity import FCN, PrunedNetwork, named_mask
+from sparsemask.sparse import backend, joined_conv
 
 
 @pytest.mark.parametrize("mask", ["sparsemask-voc", "unet", "dense", "random-7", "fcn"])
@@ -85,3 +88,33 @@ def test_freed_memory_is_kept_where_the_c_library_is_glibc():
             torch.ones(12 << 20)
         # Pages of one block at most, as where the heap has holes; glibc would take those of four anew.
         assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 2 * (12 << 10)
+
+
+def test_fast_convolutions_are_the_wide_ones_that_keep_the_size(monkeypatch):
+    torch.manual_seed(0)
+    wide, narrow, strided, grouped, point = (
+        nn.Conv2d(MANY, MANY, 3, padding=1), nn.Conv2d(MANY, MANY - 1, 3, padding=1),
+        nn.Conv2d(MANY, MANY, 3, padding=1, stride=2), nn.Conv2d(MANY, MANY, 3, padding=1, groups=2),
+        nn.Conv2d(MANY, MANY, 1),
+    )  # fmt: skip
+    network = nn.Sequential(wide, point, grouped, strided, wide, nn.PReLU(MANY), narrow).eval()
+    x = torch.randn(2, MANY, 12, 9).contiguous(memory_format=torch.channels_last)
+    fast, calls = with_fast_convolutions(network), []
+    assert fast.state_dict().keys() == network.state_dict().keys()
+    assert all(a is b for a, b in zip(fast.parameters(), network.parameters(), strict=True))
+    assert not any(type(one) is not nn.Conv2d for one in network if isinstance(one, nn.Conv2d))  # it stays as it was
+
+    def counted(xs, *arguments):
+        calls.append(xs)
+        return joined_conv(xs, *arguments)
+
+    monkeypatch.setattr(inference, "joined_conv", counted)
+    with torch.no_grad(), backend("native"):
+        torch.testing.assert_close(fast(x), network(x), rtol=1e-4, atol=1e-5)
+    assert len(calls) == 2
+    fast(x).sum().backward()  # with gradients it is torch's
+    assert len(calls) == 2
+    assert wide.weight.grad is not None
+    with torch.no_grad(), backend("reference"):
+        torch.testing.assert_close(fast(x), network(x))
+    assert len(calls) == 2

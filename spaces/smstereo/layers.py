@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemask.ops import dispatch
-from sparsemask.ops.concat_conv import joined_conv
+from sparsemask.ops.concat_conv import joined_conv, keeps_size
 from sparsemask.ops.weight_cache import Derived, last
 
 _folded = Derived()
@@ -92,8 +92,7 @@ def convolve(conv: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) ->
     if dims == 3 and max(weight.shape[2:]) == 1 and conv.stride == (1, 1, 1):
         # As a matrix product: torch's 3-D convolution is slow on a single thread.
         return F.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
-    same = conv.stride == conv.padding == conv.dilation == (1,) * dims
-    if same and not torch.is_grad_enabled() and dispatch.beats_dense(weight, x):
+    if keeps_size(conv) and not torch.is_grad_enabled() and dispatch.beats_dense(weight, x):
         return joined_conv([x], weight, bias)
     run = F.conv2d if dims == 2 else F.conv3d
     return run(x, weight, bias, conv.stride, conv.padding, conv.dilation)

@@ -19,7 +19,7 @@ from sparsemask.ops import (
     kept_conv,  # noqa: F401 - registers the operator
     merge_kept,  # noqa: F401
 )
-from sparsemask.ops.concat_conv import joined_conv
+from sparsemask.ops.concat_conv import joined_conv, keeps_size
 from sparsemask.ops.kept_conv import kept_features, kept_places
 from sparsemask.ops.layout import to_channels_last
 from sparsemask.spaces.group_sparsity.shrinking.targets import Target
@@ -338,11 +338,10 @@ class _Execution(fx.Interpreter):
     def convolve_plainly(self, n: fx.Node) -> Tensor | None:
         """A convolution's output, if it has no mask and the backend in use is faster than torch; else None."""
         conv = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
-        if not isinstance(conv, nn.Conv2d) or conv.padding_mode != "zeros":
+        if not isinstance(conv, nn.Conv2d) or not keeps_size(conv):
             return None
         x, backend = cast(Tensor, self.map_nodes_to_values(n.args[0], n)), self.owner.backend
-        same = (conv.stride, conv.padding, conv.dilation, conv.groups) == ((1, 1), (1, 1), (1, 1), 1)
-        if not same or not self.by_operator(x) or not dispatch.beats_dense(conv.weight, x, backend):
+        if not self.by_operator(x) or not dispatch.beats_dense(conv.weight, x, backend):
             return None
         return joined_conv([x], conv.weight, conv.bias, backend=backend)
 

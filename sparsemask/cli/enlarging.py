@@ -14,6 +14,7 @@ from sparsemask import datasets, models
 from sparsemask.devices import Arithmetic
 from sparsemask.errors import UseError
 from sparsemask.finite import check_output
+from sparsemask.inference import with_fast_convolutions
 from sparsemask.pictures.files import Picture, encoded
 from sparsemask.spaces import sr_networks
 from sparsemask.spaces.smsr.checkpoints import load_smsr
@@ -156,7 +157,8 @@ class Sparsified(Masked):
     network: SparsifiedNetwork
 
     def __init__(self, network: SparsifiedNetwork, dense: sr_networks.SRNetwork, source: str):
-        self.network, self.dense, self.scale, self.source = network, dense, dense.scale, source
+        self.network, self.scale, self.source = network, dense.scale, source
+        self.dense = with_fast_convolutions(dense)
 
     @property
     def title(self) -> str:
@@ -216,7 +218,7 @@ class Dense(Enlarger):
     network: sr_networks.SRNetwork
 
     def __init__(self, network: sr_networks.SRNetwork, source: str):
-        self.network, self.scale, self.source = network, network.scale, source
+        self.network, self.scale, self.source = with_fast_convolutions(network), network.scale, source
 
     @property
     def title(self) -> str:

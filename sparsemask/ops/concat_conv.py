@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsemask.errors import UseError
 from sparsemask.ops import activation as act
@@ -52,6 +52,17 @@ def joined_conv(
         UseError: for shapes or types that do not fit, or an unknown activation or backend.
     """
     return torch.ops.sparsemask.joined_conv(list(xs), weight, bias, add, activation, dispatch.current(backend))
+
+
+def keeps_size(conv: nn.Module) -> bool:
+    """Whether a convolution is one that :func:`joined_conv` computes: stride 1, no groups, zeros around, sizes kept."""
+    return (
+        isinstance(conv, nn.Conv2d | nn.Conv3d)
+        and (conv.groups, conv.padding_mode) == (1, "zeros")
+        and set(conv.stride) == set(conv.dilation) == {1}
+        and all(k % 2 for k in conv.kernel_size)
+        and conv.padding == tuple(k // 2 for k in conv.kernel_size)
+    )
 
 
 @dataclass(frozen=True, slots=True)
