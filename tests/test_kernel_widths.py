@@ -193,7 +193,7 @@ FAULTS = {
     "squares' columns": ("squares.h", "rest > 8 ? PANEL : rest ? 8 : 0", "rest ? PANEL : 0"),
     "squares' zeros": ("squares.h", "place / 4 * p.pitch + place % 4", "place / 4 * p.pitch + place % 3"),
     "which are squares": ("kernels.cpp", "pos[below + 1] == under + 1", "true"),
-    "depth-wise tail": ("rows.h", "for (; k < p.columns; k++) {", "for (; k + 1 < p.columns; k++) {"),
+    "tails of columns": ("rows.h", "if (k < to) block(Width<W>{}, to - W);", ""),
     "inner products": ("narrow.h", "const int64_t kept = p.places ? 0 : p.columns;", "const int64_t kept = p.columns;"),
     "tiles": ("tiles.h", "one.row[pos[i] - first] = start + i;", "one.row[i] = start + i;"),
     "tiles' rows": ("tiles.h", "if (from >= 0 && last - from == end - begin)", "if (from >= 0)"),

@@ -8,48 +8,43 @@ namespace SM_NAMESPACE {
 
 using sm::Inverted;
 
-// Depth-wise sums of N neighbours of one line, channels [from, to): `in` has their 3 x ((N - 1) S + 3) places, line by
+// Depth-wise sums of N neighbours of one line, W channels from k on: `in` has their 3 x ((N - 1) S + 3) places, line by
 // line; out rows are `stride` floats apart. relu6 of it.
+template <int W, int N, int S>
+static inline void neighbour_sums(const Inverted& p, const float* const* in, int64_t k, float* out, int64_t stride) {
+    constexpr int READ = (N - 1) * S + 3;
+    using V = typename Vector<W>::type;
+    const V zero = {}, top = 6.0f - zero;
+    V sum[N];
+    for (int i = 0; i < N; i++) sum[i] = *reinterpret_cast<const V*>(p.taps_bias + k);
+#pragma GCC unroll 3
+    for (int line = 0; line < 3; line++) {
+        V w[3];
+#pragma GCC unroll 3
+        for (int t = 0; t < 3; t++) w[t] = *reinterpret_cast<const V*>(p.taps + (3 * line + t) * p.middle + k);
+#pragma GCC unroll 16
+        for (int column = 0; column < READ; column++) {
+            const V x = *reinterpret_cast<const V*>(in[line * READ + column] + k);
+#pragma GCC unroll 4
+            for (int i = 0; i < N; i++) {
+                const int t = column - i * S;
+                if (t >= 0 && t < 3) sum[i] += x * w[t];
+            }
+        }
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < N; i++) {
+        const V v = sum[i] > zero ? (sum[i] > top ? top : sum[i]) : zero;
+        *reinterpret_cast<V*>(out + i * stride + k) = v;
+    }
+}
+
+// The same for channels [from, to).
 template <int N, int S>
 static void neighbours(const Inverted& p, const float* const* in, int64_t from, int64_t to, float* out,
                        int64_t stride) {
-    constexpr int W = SM_WIDTH, READ = (N - 1) * S + 3;
-    using V = typename Vector<W>::type;
-    const V zero = {}, top = 6.0f - zero;
-    const float* taps = p.taps;
-    int64_t k = from;
-    for (; k + W <= to; k += W) {
-        V sum[N];
-        for (int i = 0; i < N; i++) sum[i] = *reinterpret_cast<const V*>(p.taps_bias + k);
-#pragma GCC unroll 3
-        for (int line = 0; line < 3; line++) {
-            V w[3];
-#pragma GCC unroll 3
-            for (int t = 0; t < 3; t++) w[t] = *reinterpret_cast<const V*>(taps + (3 * line + t) * p.middle + k);
-#pragma GCC unroll 16
-            for (int column = 0; column < READ; column++) {
-                const V x = *reinterpret_cast<const V*>(in[line * READ + column] + k);
-#pragma GCC unroll 4
-                for (int i = 0; i < N; i++) {
-                    const int t = column - i * S;
-                    if (t >= 0 && t < 3) sum[i] += x * w[t];
-                }
-            }
-        }
-#pragma GCC unroll 4
-        for (int i = 0; i < N; i++) {
-            const V v = sum[i] > zero ? (sum[i] > top ? top : sum[i]) : zero;
-            *reinterpret_cast<V*>(out + i * stride + k) = v;
-        }
-    }
-    for (; k < to; k++)
-        for (int i = 0; i < N; i++) {
-            float v = p.taps_bias[k];
-            for (int line = 0; line < 3; line++)
-                for (int t = 0; t < 3; t++)
-                    v += in[line * READ + i * S + t][k] * taps[(3 * line + t) * p.middle + k];
-            out[i * stride + k] = v > 0 ? (v > 6 ? 6 : v) : 0;
-        }
+    over_columns<SM_WIDTH>(from, from, to,
+                           [&](auto wide, int64_t k) { neighbour_sums<wide.value, N, S>(p, in, k, out, stride); });
 }
 
 // The rows that N neighbours from output (y, x) on read, zeros outside of the picture.

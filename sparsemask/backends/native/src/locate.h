@@ -48,9 +48,6 @@ static void locate_around(const Locate& p, int64_t sample, int64_t line, float* 
 // and the 1x1 convolution of them. scratch: (width / 2, channels); hidden has a border of a place of zeros.
 void locate_first(const Locate& p, int64_t sample, int64_t line, float* scratch, float* hidden) {
     if (p.around) return locate_around(p, sample, line, scratch, hidden);
-    using V = typename Vector<SM_WIDTH>::type;
-    constexpr int W = SM_WIDTH;
-    const V zero = {}, top = 6.0f - zero;
     const int64_t half = (p.width + 1) / 2, c = p.channels, low = std::min(2 * line + 1, p.height - 1);
     const float* a = p.x + (sample * p.height + 2 * line) * p.width * c;
     const float* b = p.x + (sample * p.height + low) * p.width * c;
@@ -58,8 +55,9 @@ void locate_first(const Locate& p, int64_t sample, int64_t line, float* scratch,
         const int64_t left = 2 * i * c, right = std::min(2 * i + 1, p.width - 1) * c;
         const float* four[4] = {a + left, a + right, b + left, b + right};
         float* to = scratch + i * c;
-        int64_t k = 0;
-        for (; k + W <= c; k += W) {
+        over_columns<SM_WIDTH>(0, 0, c, [&](auto wide, int64_t k) {
+            using V = typename Vector<wide.value>::type;
+            const V zero = {}, top = 6.0f - zero;
             V sum = zero;
             for (int j = 0; j < 4; j++) {
                 V v = *reinterpret_cast<const V*>(four[j] + k);
@@ -67,12 +65,7 @@ void locate_first(const Locate& p, int64_t sample, int64_t line, float* scratch,
                 sum += v;
             }
             *reinterpret_cast<V*>(to + k) = sum * 0.25f;
-        }
-        for (; k < c; k++) {
-            float sum = 0;
-            for (int j = 0; j < 4; j++) sum += p.cut ? std::min(std::max(four[j][k], 0.0f), 6.0f) : four[j][k];
-            to[k] = sum * 0.25f;
-        }
+        });
     }
     int32_t numbers[CHUNK];
     for (int64_t start = 0; start < half; start += CHUNK) {

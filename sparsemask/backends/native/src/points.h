@@ -4,7 +4,6 @@
 // channel, where g holds the 1x1 convolution of features and coordinates and `rel` its three rows of coordinates.
 // Included with SM_NAMESPACE and SM_WIDTH defined, after rows.h.
 #include <cmath>
-#include <type_traits>
 
 #include "problem.h"
 
@@ -12,9 +11,6 @@ namespace SM_NAMESPACE {
 
 using sm::PointGrads;
 using sm::Points;
-
-template <int W>
-using Width = std::integral_constant<int, W>;
 
 // NV vectors of W columns of one output, the last one beginning at column `last`: they may overlap where the columns are
 // no multiple of W. The row of g of point j is map[j], or with MAPPED false j.

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "problem.h"
@@ -24,6 +25,21 @@ struct Vector {
     typedef float type __attribute__((vector_size(W * 4), aligned(4), may_alias));
     typedef int32_t order __attribute__((vector_size(W * 4)));
 };
+
+template <int W>
+using Width = std::integral_constant<int, W>;
+
+// block(Width<…>, k) for vectors that cover columns [from, to), none of which begins before `first`. Where columns are no
+// multiple of W the last vector overlaps the one before, or all are narrower: what a block writes it may write twice.
+template <int W, class Block>
+static inline void over_columns(int64_t first, int64_t from, int64_t to, const Block& block) {
+    if constexpr (W > 1) {
+        if (to - first < W) return over_columns<W / 2>(first, from, to, block);
+    }
+    int64_t k = from;
+    for (; k + W <= to; k += W) block(Width<W>{}, k);
+    if (k < to) block(Width<W>{}, to - W);
+}
 
 template <int W>
 struct Pairs {
@@ -452,13 +468,7 @@ void depthwise(const Product& p, int64_t start, int64_t count) {
         float* to = p.out0 + (p.at0 ? p.at0[r] : r) * p.stride0;
         int64_t k = 0;
         for (; k + 4 * W <= p.columns; k += 4 * W) depth_block<W, 4>(p, x, n, k, to + k);
-        for (; k + W <= p.columns; k += W) depth_block<W, 1>(p, x, n, k, to + k);
-        for (; k < p.columns; k++) {
-            float v = p.bias ? p.bias[k] : 0;
-            for (int64_t s = 0; s < n; s++)
-                if (x[s]) v += x[s][k] * p.packed[s * p.columns + k];
-            to[k] = activate(p, v, k);
-        }
+        over_columns<W>(0, k, p.columns, [&](auto wide, int64_t at) { depth_block<wide.value, 1>(p, x, n, at, to + at); });
     }
 }
 

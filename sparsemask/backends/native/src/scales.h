@@ -147,9 +147,6 @@ void scales(const sm::Scales& p, int64_t line) {
 // channels); out: (places, wide) from place `first` on; add: to what is there.
 void scale_rows(const sm::Scales& p, const sm::Scale& one, const int32_t* pos, int64_t count, bool kept, bool add,
                 int64_t first, float* scratch, float* out) {
-    using V = typename Vector<SM_WIDTH>::type;
-    constexpr int W = SM_WIDTH;
-    const V zero = {}, top = 6.0f - zero;
     int32_t numbers[CHUNK], to[CHUNK];
     const int32_t* at = pos;
     const float* base = one.rows;
@@ -158,12 +155,11 @@ void scale_rows(const sm::Scales& p, const sm::Scale& one, const int32_t* pos, i
         for (int64_t i = 0; i < count; i++) {
             const float* from = one.rows + pos[i] * one.stride;
             float* row = scratch + i * one.channels;
-            int64_t k = 0;
-            for (; k + W <= one.channels; k += W) {
-                const V v = *reinterpret_cast<const V*>(from + k);
+            over_columns<SM_WIDTH>(0, 0, one.channels, [&](auto wide, int64_t k) {
+                using V = typename Vector<wide.value>::type;
+                const V zero = {}, top = 6.0f - zero, v = *reinterpret_cast<const V*>(from + k);
                 *reinterpret_cast<V*>(row + k) = v > zero ? (v > top ? top : v) : zero;
-            }
-            for (; k < one.channels; k++) row[k] = std::min(std::max(from[k], 0.0f), 6.0f);
+            });
             numbers[i] = static_cast<int32_t>(i);
         }
         at = numbers, base = scratch;
