@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
@@ -26,6 +27,7 @@ import torch
 from bench import sparse_auto, sparse_layers, sparse_smsr
 from bench.connectivity import high_water
 from bench.sparse_plots import draw_efficiency, draw_smsr
+from sparsemask.backends.native import tiles
 from sparsemask.sparse import backend
 from sparsemask.tables import markdown_table
 
@@ -55,7 +57,9 @@ def smsr(options: argparse.Namespace) -> dict:
 
 def types(options: argparse.Namespace) -> dict:
     """SMSR in every arithmetic."""
-    rows = sparse_smsr.run_types(options.weights, options.pictures, options.rounds, options.seconds)
+    with tiles.using(options.products) if options.products else contextlib.nullcontext("the processor's") as by:
+        rows = sparse_smsr.run_types(options.weights, options.pictures, options.rounds, options.seconds)
+    print(f"bfloat16 by {by}")
     show(rows, {key: key for key in rows[0]})
     return {"rows": rows}
 
@@ -125,6 +129,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=10.0, help="types: for each picture about (default: 10)")
+    parser.add_argument(
+        "--products", choices=("amx", "dot"),
+        help="types: what bfloat16 is computed by (default: the processor's best); torch's is said by ONEDNN_MAX_CPU_ISA",
+    )  # fmt: skip
     parser.add_argument("--eager", action="store_true", help="smsr: without torch.compile")
     parser.add_argument("--backends", nargs="+", default=["reference", "gather", "native", "auto"])
     parser.add_argument("--kernels", type=int, nargs="+", default=[1, 3, 5])
