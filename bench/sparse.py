@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="types: for each picture about (default: 10)")
     parser.add_argument(
         "--products", choices=("amx", "dot"),
-        help="types: what bfloat16 is computed by (default: the processor's best); torch's is said by ONEDNN_MAX_CPU_ISA",
+        help="types: what bfloat16 is computed by (default: the processor's best); torch's says ONEDNN_MAX_CPU_ISA",
     )  # fmt: skip
     parser.add_argument("--eager", action="store_true", help="smsr: without torch.compile")
     parser.add_argument("--backends", nargs="+", default=["reference", "gather", "native", "auto"])
