@@ -36,6 +36,7 @@ def one(name: str, size: list[int], memory: float | None, scale: int) -> None:
     """Enlarge an image by one network, as the command does."""
     import torch
 
+    from sparsemask.inference import with_fast_convolutions
     from sparsemask.pictures.files import Picture, encode_picture
     from sparsemask.spaces import sr_networks
     from sparsemask.spaces.sr_networks import tiles
@@ -43,6 +44,7 @@ def one(name: str, size: list[int], memory: float | None, scale: int) -> None:
     torch.manual_seed(0)
     network = sr_networks.ARCHITECTURES[name](scale=scale, **NETWORKS[name]).eval()
     network.fold()
+    network = with_fast_convolutions(network)
     image = Picture((255 * np.random.default_rng(0).random((size[1], size[0], 3))).astype(np.float32))
     pixels = torch.from_numpy(image.colour).permute(2, 0, 1)[None]
     plan = tiles.planned(network, tuple(pixels.shape), memory)

@@ -25,3 +25,10 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
         return bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, -1))
     return False
+
+
+def return_freed_memory() -> None:
+    """Give the pages of freed blocks back to the system, where the C library can (glibc): for work within a budget."""
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)

@@ -18,6 +18,7 @@ from sparsemask.exporting.validation import opened
 from sparsemask.spaces import sr_networks
 from sparsemask.spaces.sr_networks.masked import upscale_masked
 from sparsemask.spaces.sr_networks.space import space
+from sparsemask.spaces.sr_networks.tiles import _spans
 from sparsemask.sparse import backend
 from test_sparsify import half
 from tiny import fails
@@ -176,3 +177,18 @@ def test_constants_of_the_trace_go_with_the_network(name):
     """A picture's memory is reckoned on the network without contents, as any device has it."""
     network = masked(name)
     assert network.to("meta")(torch.empty(1, 3, 48, 48, device="meta")).device.type == "meta"
+
+
+@pytest.mark.parametrize("multiple", [1, 2])
+@pytest.mark.parametrize("length", [1, 63, 64, 100, 129, 1080])
+def test_windows_cover_all_and_are_of_one_size(length, multiple):
+    spans = list(_spans(length, 64, 6, multiple))
+    kept = [index for span in spans for index in range(span.kept.start, span.kept.stop)]
+    assert kept == list(range(length))
+    sizes = {span.outer.stop - span.outer.start for span in spans}
+    assert max(sizes) - min(sizes) < multiple and max(sizes) <= min(length, 64 + 2 * 6) + multiple - 1
+    for span in spans:
+        assert span.kept.start % multiple == span.outer.start % multiple == 0
+        assert span.inner.start == span.kept.start - span.outer.start
+        assert span.outer.start <= max(0, span.kept.start - 6)
+        assert span.outer.stop >= min(length, span.kept.stop + 6)

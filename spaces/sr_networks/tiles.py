@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sparsemask.errors import UseError
+from sparsemask.memory import return_freed_memory
 from sparsemask.ops.layout import to_channels_last
 from sparsemask.spaces.smsr.tiles import self_ensemble
 from sparsemask.spaces.sr_networks.network import Span, Stage
@@ -264,12 +265,14 @@ def _in_tiles(network: Tileable, images: Tensor, side: int) -> Tensor:
     if isinstance(network, Assembled):
         network.begin(images.shape)
     output = images.new_empty(len(images), 3, s * height, s * width)
-    for rows in _spans(height, side, radius):
-        for columns in _spans(width, side, radius):
+    for rows in _spans(height, side, radius, network.multiple):
+        for columns in _spans(width, side, radius, network.multiple):
             part = network(images[..., rows.outer, columns.outer])
             inner = [slice(s * span.inner.start, s * span.inner.stop) for span in (rows, columns)]
             place = [slice(s * span.kept.start, s * span.kept.stop) for span in (rows, columns)]
             output[..., place[0], place[1]] = part[..., inner[0], inner[1]]
+            del part
+            return_freed_memory()
             if isinstance(network, Assembled):
                 network.place(rows, columns)
     if isinstance(network, Assembled):
@@ -277,11 +280,23 @@ def _in_tiles(network: Tileable, images: Tensor, side: int) -> Tensor:
     return output
 
 
-def _spans(length: int, side: int, radius: int) -> Iterator[Span]:
+def _spans(length: int, side: int, radius: int, multiple: int = 1) -> Iterator[Span]:
+    """Stretches of at most `side`, and what is read for them: windows of one size, so that memory is used again.
+
+    Args:
+        length: that they cover.
+        side: a multiple of `multiple`.
+        radius: what is read before and behind a stretch.
+        multiple: stretches and windows begin at multiples of it.
+    """
+    count = -(-length // side)
+    side = -(-length // (count * multiple)) * multiple
+    latest = max(0, length - side - 2 * radius) // multiple * multiple
     for start in range(0, length, side):
         stop = min(start + side, length)
-        first = max(0, start - radius)
-        yield Span(slice(start, stop), slice(first, min(length, stop + radius)), slice(start - first, stop - first))
+        first = min(max(0, start - radius), latest)
+        last = min(length, max(stop + radius, first + side + 2 * radius))
+        yield Span(slice(start, stop), slice(first, last), slice(start - first, stop - first))
 
 
 def _in_bands(network: Staged, images: Tensor, rows: int) -> Tensor:
@@ -290,7 +305,7 @@ def _in_bands(network: Staged, images: Tensor, rows: int) -> Tensor:
     x = network.normalised(images)
     height, width = x.shape[-2:]
     features = None
-    for span in _spans(height, rows, 1):
+    for span in _spans(height, rows, 1, network.multiple):
         part = network.begin(x[..., span.outer, :])
         if features is None:
             shape = (len(x), part.shape[1], height, width)
@@ -299,29 +314,33 @@ def _in_bands(network: Staged, images: Tensor, rows: int) -> Tensor:
         del part
     assert features is not None
     for stage in network.stages():
-        _run_in_place(stage, features, rows)
+        _run_in_place(stage, features, rows, network.multiple)
         if stage.finish is not None:
             stage.finish(features, rows)
     s = network.scale
     output = x.new_empty(len(x), 3, s * height, s * width)
-    for span in _spans(height, rows, network.end_radius):
+    for span in _spans(height, rows, network.end_radius, network.multiple):
         part = network.end(features[..., span.outer, :], x[..., span.outer, :])
         inner, kept = (slice(s * part.start, s * part.stop) for part in (span.inner, span.kept))
         output[..., kept, :] = part[..., inner, :]
+        del part
+        return_freed_memory()
     return output if network.value_range == 255 else output.mul_(255 / network.value_range)
 
 
-def _run_in_place(stage: Stage, features: Tensor, rows: int) -> None:
+def _run_in_place(stage: Stage, features: Tensor, rows: int, multiple: int) -> None:
     """Replace features by a stage's output; the rows that the next band still reads are kept aside."""
     height = features.shape[-2]
     above = features[..., :0, :]
-    for span in _spans(height, rows, stage.radius):
+    for span in _spans(height, rows, stage.radius, multiple):
         outer = torch.cat([above, features[..., span.kept.start : span.outer.stop, :]], 2)
         first = span.kept.start - above.shape[-2]
         above = outer[..., max(0, span.kept.stop - stage.radius - first) : span.kept.stop - first, :].clone()
         inner = slice(span.kept.start - first, span.kept.stop - first)
-        for across in _spans(features.shape[-1], COLUMNS, stage.radius):
+        for across in _spans(features.shape[-1], COLUMNS, stage.radius, multiple):
             part = stage.run(outer[..., across.outer])
             features[..., span.kept, across.kept] = part[..., inner, across.inner]
+            del part
             if stage.place is not None:
                 stage.place(Span(span.kept, slice(first, span.outer.stop), inner), across, features.shape)
+        return_freed_memory()
