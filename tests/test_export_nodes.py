@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import nn
 
 from literal_sparse import one_thread  # noqa: F401
 from sparsemask import exporting, spaces
+from sparsemask.backends.native import onnx_plan
 from sparsemask.errors import UseError
 from sparsemask.exporting.nodes import DOMAIN, WithNodes
 from sparsemask.exporting.validation import opened
@@ -150,6 +152,22 @@ def test_a_convolution_over_several_features(tmp_path, library, channels, outs, 
     weight, bias = module.weight.double(), module.bias.double()
     wanted = torch.relu(nn.functional.conv2d(torch.cat(xs, 1).double(), weight, bias, padding=kernel // 2) + add)
     np.testing.assert_allclose(found, wanted.numpy(), rtol=0, atol=1e-5 * float(wanted.abs().max()))
+
+
+def test_a_plan_knows_its_tensors_by_more_than_an_address():
+    """The address of a tensor that is gone may be another's, and the beginning of one has the whole one's."""
+    writer = onnx_plan._Writer()
+    passing = torch.ones(4)
+    alive = weakref.ref(passing)
+    writer.tensor(passing)
+    del passing
+    assert alive() is not None
+    whole = torch.arange(64.0)
+    for part in (whole, whole, whole[:8]):
+        writer.tensor(part)
+    plan = writer.plan("any")
+    assert [len(one) for one in plan.tensors] == [4, 64, 8]
+    assert plan.words[2 : 3 * 4 : 3].tolist() == [0, 1, 1, 2]
 
 
 class Module(nn.Module):

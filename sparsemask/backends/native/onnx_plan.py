@@ -53,7 +53,9 @@ class _Writer:
         self.words: list[int] = []
         self.addresses: list[tuple[int, int, int]] = []  # place among the words, number of the tensor, offset
         self.tensors: list[np.ndarray] = []
-        self._numbers: dict[int, int] = {}
+        # By address and length. The tensors are held: the address of one that is gone may be another's soon.
+        self._numbers: dict[tuple[int, int], int] = {}
+        self._held: list[Tensor] = []
 
     def integers(self, *values: int) -> None:
         self.words.extend(map(int, values))
@@ -105,11 +107,12 @@ class _Writer:
         return Plan(kind, np.array(flat, np.int64), self.tensors)
 
     def _number(self, tensor: Tensor) -> int:
-        key = tensor.data_ptr()
+        key = tensor.data_ptr(), tensor.numel()
         if tensor.numel() and key in self._numbers:
             return self._numbers[key]
         array = tensor.detach().contiguous().numpy() if tensor.numel() else np.zeros(1, np.float32)
         self.tensors.append(array.copy())
+        self._held.append(tensor)
         self._numbers[key] = len(self.tensors) - 1
         return len(self.tensors) - 1
 
