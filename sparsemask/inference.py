@@ -7,8 +7,9 @@ process keeps the memory that it frees from then on (:func:`sparsemask.memory.ke
 from __future__ import annotations
 
 import copy
+import functools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -18,8 +19,9 @@ from sparsemask.memory import keep_freed_memory
 from sparsemask.ops import dispatch
 from sparsemask.ops.concat_conv import joined_conv, keeps_size
 from sparsemask.ops.layout import to_channels_last
-from sparsemask.timing import compare
+from sparsemask.timing import compare, evaluating, timer
 
+_ROUNDS, _SECONDS = 3, 0.1  # of a module's two forms
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -31,6 +33,14 @@ class Foldable(Protocol):
         """Fold the batch norms in place, irreversibly."""
 
 
+@runtime_checkable
+class Mergeable(Protocol):
+    """Layers in turn that a single one is equal to, as pairs of group sparsity are."""
+
+    def single_layer(self) -> nn.Module:
+        """The single one, of the same mode."""
+
+
 def optimize_for_inference(
     network: nn.Module,
     example: torch.Tensor,
@@ -39,6 +49,8 @@ def optimize_for_inference(
     rounds: int = 7,
 ) -> Form:
     """A fast form of `network`.
+
+    Parts that are :class:`Mergeable` are merged where that is measured to be faster.
 
     Args:
         network: any module; a :class:`Foldable` one, as the connectivity networks are, is folded first.
@@ -49,7 +61,7 @@ def optimize_for_inference(
         rounds: timing rounds of every comparison.
 
     Returns:
-        A callable of the input. Its attribute ``form`` says what was chosen.
+        A callable of the input. Its attribute ``form`` says what was chosen, ``merged`` which parts were merged.
     """
     keep_freed_memory()
     folded = copy.deepcopy(network).eval()
@@ -63,19 +75,68 @@ def optimize_for_inference(
     if channels_last in (None, True):
         forms["channels last"] = Form(copy.deepcopy(folded), "channels last")
     best = _fastest(forms, example, rounds)
+    if names := _faster_merged(best, example):
+        merged = Form(merge_parts(copy.deepcopy(best.network), names), f"{best.form}, merged", merged=names)
+        best = _fastest({"as it is": best, "merged": merged}, example, rounds)
     if compiled is not False and _can_compile(example.device):
-        forms = {"compiled": Form(best.network, f"{best.form}, compiled", compiled=True)}
+        forms = {"compiled": Form(best.network, f"{best.form}, compiled", compiled=True, merged=best.merged)}
         if compiled is None:
             forms["eager"] = best
         best = _fastest(forms, example, rounds)
     return best
 
 
-class Form:
-    """One form of a network: memory format, eager or compiled."""
+def merge_parts(network: Network, names: Sequence[str]) -> Network:
+    """Put the single layers that they are equal to in the place of parts of a network, which are
+    :class:`Mergeable`, in place; returns the network."""
+    for name in names:
+        part = network.get_submodule(name)
+        assert isinstance(part, Mergeable)
+        network.set_submodule(name, part.single_layer().requires_grad_(False))
+    return network
 
-    def __init__(self, network: nn.Module, form: str, compiled: bool = False):
-        self.form, self.compiled = form, compiled
+
+def _faster_merged(form: Form, example: Tensor) -> tuple[str, ...]:
+    """The parts of a form that are faster as single layers, each measured on what it reads in the network."""
+    parts = {name: part for name, part in form.network.named_modules() if isinstance(part, Mergeable)}
+    if not parts:
+        return ()
+    inputs: dict[nn.Module, Tensor] = {}
+
+    def note(part: nn.Module, args: tuple) -> None:
+        inputs.setdefault(part, args[0])
+
+    hooks = [part.register_forward_pre_hook(note) for part in parts.values()]
+    try:
+        with evaluating(form.network):
+            form(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    time_all, names = timer(example.device, torch.get_num_threads(), _SECONDS, warm=True), []
+    for name, part in parts.items():
+        if part not in inputs:
+            continue
+        calls = {
+            kind: functools.partial(one, inputs[part]) for kind, one in (("two", part), ("one", _merged(form, part)))
+        }
+        times, _ = time_all(calls, _ROUNDS)
+        if times["one"] < times["two"]:
+            names.append(name)
+    return tuple(names)
+
+
+def _merged(form: Form, part: Mergeable) -> nn.Module:
+    """A part as a single layer, laid out as a form is."""
+    merged = part.single_layer()
+    return merged.to(memory_format=torch.channels_last) if form.last else merged
+
+
+class Form:
+    """One form of a network: memory format, eager or compiled, parts that were merged."""
+
+    def __init__(self, network: nn.Module, form: str, compiled: bool = False, merged: tuple[str, ...] = ()):
+        self.form, self.compiled, self.merged = form, compiled, merged
         self.last = form.startswith("channels last")
         self.network = network.to(memory_format=torch.channels_last) if self.last else network
         self._call = torch.compile(self.network, mode="default") if compiled else self.network

@@ -27,7 +27,7 @@ def test_exact_initialisations_keep_the_function(init, n, c, k):
     pair = Pair.of(conv, init)
     x = torch.randn(2, c, 9, 11)
     assert torch.allclose(pair(x), conv(x), atol=1e-5)
-    assert torch.allclose(pair.merged()(x), conv(x), atol=1e-5)
+    assert torch.allclose(pair.single_layer()(x), conv(x), atol=1e-5)
     assert pair[0].bias is None and torch.equal(pair[1].bias, conv.bias)
     rank = min(n, c * k * k) if init == "svd2" else n  # 64 filters of 3×3×3 give 27
     assert pair[0].weight.shape == (rank, c, k, k) and pair[1].weight.shape == (n, rank, 1, 1)
@@ -76,7 +76,7 @@ def test_the_pair_keeps_type_padding_and_mode():
     pair = Pair.of(conv)
     x = torch.randn(1, 3, 6, 6, dtype=torch.double)
     assert torch.allclose(pair(x), conv(x)) and not pair[0].training
-    assert pair.merged().padding_mode == "reflect"
+    assert pair.single_layer().padding_mode == "reflect"
 
 
 def test_what_cannot_be_factorised_is_said():
@@ -157,3 +157,11 @@ def test_zero_groups_have_no_bias_and_a_gradient(s, parts):
         assert not outputs or module.bias[channels].abs().max() == 0
     norms.sum().backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in network.parameters())  # zero where a norm is zero
+
+
+@pytest.mark.parametrize(("above", "q"), [(1.0, 0.0), (1.0, 0.25), (0.7, -0.3), (-0.5, 0.2), (0.0, 0.4), (0.0, 0.0)])
+def test_a_double_relu_whose_slopes_are_fixed_is_the_same_function(above, q):
+    made, x = DoubleReLU(), torch.randn(3, 4, 5, 6)
+    with torch.no_grad():
+        made.slope_p.fill_(above), made.slope_n.fill_(q)
+        torch.testing.assert_close(made.fixed()(x), made(x))

@@ -10,11 +10,23 @@ import torch
 from torch import nn
 
 from hinge import enliven, one_thread  # noqa: F401
+from sparsemask import inference
 from sparsemask.costs import multiply_adds
 from sparsemask.errors import UseError
+from sparsemask.spaces.group_sparsity.compression.border import fix_borders
 from sparsemask.spaces.group_sparsity.compression.compress import compress
+from sparsemask.spaces.group_sparsity.export import exportable
+from sparsemask.spaces.group_sparsity.fast import folded
 from sparsemask.spaces.group_sparsity.groups import GroupSet, Member
-from sparsemask.spaces.group_sparsity.pairs import Pair, merge, merged_is_cheaper, pairs_of, split
+from sparsemask.spaces.group_sparsity.pairs import (
+    DoubleReLU,
+    Pair,
+    TwoSlopes,
+    merge,
+    merged_is_cheaper,
+    pairs_of,
+    split,
+)
 from sparsemask.spaces.group_sparsity.tracing.graph import trace
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -97,3 +109,75 @@ def test_a_trained_pair_is_merged_as_it_is():
         merge(net)
         torch.testing.assert_close(net(x), wanted, rtol=1e-5, atol=1e-5)
     assert all(p.requires_grad for p in net.parameters())
+
+
+@pytest.fixture
+def all_merged(monkeypatch):
+    """Single layers are always the faster ones."""
+    faster = lambda names: {name: float(name in ("two", "as it is")) for name in names}
+    monkeypatch.setattr(inference, "timer", lambda *_, **__: lambda functions, rounds: (faster(functions), 1.0))
+    monkeypatch.setattr(inference, "compare", lambda functions, **_: faster(functions))
+
+
+def small_network():
+    """A compressed network whose first pair has a border, and an input."""
+    net = network(padding=1)
+    sets = [GroupSet("a", "P1", (Member("0", 0),), 6), GroupSet("rows", "P2", (Member("3.1", 1),), 8)]
+    kept = {"a": np.arange(6) > 2, "rows": np.arange(8) > 1}
+    return compress(net, trace(net, torch.zeros(1, 3, 12, 12)), sets, kept).eval(), torch.randn(2, 3, 10, 15)
+
+
+@pytest.mark.usefixtures("all_merged")
+@pytest.mark.parametrize("last", [False, True])
+def test_a_fast_form_has_single_layers_where_they_are_faster(last):
+    small, x = small_network()
+    form = inference.optimize_for_inference(small, x, compiled=False, channels_last=last)
+    assert form.merged == ("3", "5") and form.form.endswith("merged") and not pairs_of(form.network)
+    assert set(pairs_of(small)) == {"3", "5"}  # the network stays as it is
+    with torch.no_grad():
+        torch.testing.assert_close(form(x), small(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_fast_form_keeps_pairs_that_are_faster(monkeypatch):
+    small, x = small_network()
+    slower = lambda functions, rounds: ({name: float(name == "one") for name in functions}, 1.0)
+    monkeypatch.setattr(inference, "timer", lambda *_, **__: slower)
+    form = inference.optimize_for_inference(small, x, compiled=False, channels_last=False)
+    assert not form.merged and set(pairs_of(form.network)) == {"3", "5"}
+
+
+def test_a_border_that_was_fixed_is_merged_with_its_map():
+    small, x = small_network()
+    fixed = fix_borders(copy.deepcopy(small), x)
+    one = fixed[3].single_layer()
+    torch.testing.assert_close(one.border_map, one.border_of(torch.zeros(1, one.in_channels, 10, 15)))
+
+
+@pytest.mark.usefixtures("all_merged")
+def test_exports_have_the_single_layers_of_the_fast_form():
+    small, x = small_network()
+    made = exportable(small, x)
+    assert made.fast.merged == ("3", "5") and not pairs_of(made.plain)
+    with torch.no_grad():
+        for form in (made.plain, made.program):
+            torch.testing.assert_close(form(x), small(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("bordered", [False, True])
+def test_slopes_of_double_relus_are_in_the_layers_before_them(bordered):
+    small, x = small_network()
+    layers = [*small.children()]
+    if not bordered:
+        layers[3] = layers[3].single_layer()
+    layers[4] = DoubleReLU()
+    net = nn.Sequential(*layers, nn.BatchNorm2d(2), DoubleReLU(), nn.Conv2d(2, 3, 1), DoubleReLU()).eval()
+    slopes = [(1.5, -0.25), (0.5, 2.0), (-1.0, 0.5)]
+    norm, relus = net[-4], [one for one in net if isinstance(one, DoubleReLU)]
+    with torch.no_grad():
+        for (above, q), relu in zip(slopes, relus, strict=True):
+            relu.slope_p.fill_(above), relu.slope_n.fill_(q)
+        norm.running_mean.uniform_(-1, 1), norm.running_var.uniform_(0.5, 2)
+        fast = folded(net, x)
+        torch.testing.assert_close(fast(x), net(x), rtol=1e-5, atol=1e-5)
+    # A slope below zero cannot be moved ahead of what asks for the sign.
+    assert [one.above for one in fast if isinstance(one, TwoSlopes)] == [1, 1, -1]

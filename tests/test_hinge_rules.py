@@ -45,7 +45,7 @@ def test_the_published_share_of_a_densenet_is_one_filter_below():
     before = published_count(network)
     hinge(network, plan_for("densenet40", "svd", network), "p-identity")
     pair = network.features[4][2]
-    thinner = Pair.shaped(pair.merged(), 311)
+    thinner = Pair.shaped(pair.single_layer(), 311)
     network.features[4][2] = thinner
     found = [round(100 * b / a, 2) for a, b in zip(before, published_count(network), strict=True)]
     assert found == [119.30, 112.28]
@@ -144,7 +144,7 @@ def test_columns_prune_filters_and_rows_lower_the_rank_of_the_same_convolution(i
     gone = torch.tensor([0, 1, 0, 0, 1, 0, 0, 1]).bool()
 
     groups.zero_(network, column, gone)
-    pruned = pair.merged()
+    pruned = pair.single_layer()
     assert (pruned.weight[gone] == 0).all()
     # the other filters are the convolution's own: filter pruning
     assert torch.allclose(pruned.weight[~gone], conv.weight[~gone], atol=1e-6)
@@ -152,7 +152,7 @@ def test_columns_prune_filters_and_rows_lower_the_rank_of_the_same_convolution(i
 
     network["c"] = pair = Pair.of(conv, init)
     groups.scale_(network, row, (~gone).float())
-    low = pair.merged().weight.flatten(1)
+    low = pair.single_layer().weight.flatten(1)
     assert torch.linalg.matrix_rank(low, rtol=1e-5) == 5
     # every filter is still there, unless the basis is that of the filters themselves
     assert (low.norm(dim=1) == 0).equal(gone if init == "p-identity" else torch.zeros(8, dtype=torch.bool))
@@ -168,7 +168,7 @@ def test_columns_prune_filters_and_rows_lower_the_rank_of_the_same_convolution(i
         network["c"] = best
         groups.scale_(network, row, (torch.arange(8) < 5).float())
         u, s, v = torch.linalg.svd(conv.weight.flatten(1), full_matrices=False)
-        assert torch.allclose(best.merged().weight.flatten(1), u[:, :5] * s[:5] @ v[:5], atol=1e-5)
+        assert torch.allclose(best.single_layer().weight.flatten(1), u[:, :5] * s[:5] @ v[:5], atol=1e-5)
 
 
 def test_compression_turns_columns_into_fewer_filters_and_rows_into_a_low_rank_pair():
@@ -186,8 +186,8 @@ def test_compression_turns_columns_into_fewer_filters_and_rows_into_a_low_rank_p
     ):
         small = compress(network, graph, sets, {name: kept})
         assert [tuple(m.weight.shape) for m in (*small[2], small[4])] == shapes
-        assert small[2].merged().out_channels == shapes[1][0]  # merged: fewer filters, or the same at a lower rank
-        assert torch.linalg.matrix_rank(small[2].merged().weight.flatten(1)) == 4
+        assert small[2].single_layer().out_channels == shapes[1][0]  # fewer filters, or a lower rank
+        assert torch.linalg.matrix_rank(small[2].single_layer().weight.flatten(1)) == 4
 
 
 # Refusals ------------------------------------------------------------------------------------------------------------

@@ -71,7 +71,8 @@ def costs_text(rows: list[Mapping], timing: GroupEvaluationSection) -> str:
     if timing.rounds:
         form = "compiled" if timing.compiled else "eager"
         footer = (
-            f"\n(medians of {timing.rounds} in turn, {form}, batch norms folded, {torch.get_num_threads()} thread(s))"
+            f"\n(medians of {timing.rounds} in turn, {form}, batch norms folded, pairs merged where that is faster, "
+            f"{torch.get_num_threads()} thread(s))"
         )
     return "\n" + table(lines, names) + footer
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparsemask.errors import UseError
 from sparsemask.exporting import Exportable, laid_out, pure
-from sparsemask.inference import optimize_for_inference
+from sparsemask.inference import merge_parts, optimize_for_inference
 from sparsemask.spaces.connectivity.space import save_network
 from sparsemask.spaces.group_sparsity.fast import fold_norms
 
@@ -30,9 +30,9 @@ def exportable(network: nn.Module, batch: Tensor, options) -> Exportable:
     folded.fold()
     with contextlib.suppress(UseError):  # norms of encoders that are not ours; one that cannot be traced keeps them
         fold_norms(folded, torch.zeros(1, batch.shape[1], *SIZE))
-    folded = folded.requires_grad_(False)
-    plain = pure(folded, lambda net, picture: net(picture))
     fast = optimize_for_inference(network, batch, compiled=False)
+    folded = merge_parts(folded, fast.merged).requires_grad_(False)
+    plain = pure(folded, lambda net, picture: net(picture))
 
     def save(path: Path) -> None:
         save_network(path, network, options, options["n_class"])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsemask.exporting import Exportable, laid_out, pure
+from sparsemask.inference import merge_parts
 from sparsemask.spaces.group_sparsity.fast import fast_form, folded
 
 
@@ -21,8 +22,9 @@ def exportable(network: nn.Module, batch: Tensor, mask=None, save=None) -> Expor
         save: (path, network, mask), writes the network as a safetensors file.
     """
     two = torch.cat([batch, batch]) if len(batch) == 1 else batch
-    plain = pure(folded(network, two).requires_grad_(False), lambda net, picture: net(picture))
     fast, _ = fast_form(network, tuple(batch.shape[1:]), len(batch), batch.device)
+    whole = merge_parts(folded(network, two), fast.merged).requires_grad_(False)
+    plain = pure(whole, lambda net, picture: net(picture))
 
     def write(path: Path) -> None:
         save(path, network, mask)

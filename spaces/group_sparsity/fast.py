@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparsemask.inference import fold_batch_norm, optimize_for_inference
 from sparsemask.spaces.group_sparsity.compression.border import Bordered, fix_borders
+from sparsemask.spaces.group_sparsity.pairs import DoubleReLU, Pair, TwoSlopes
 from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph, trace
 from sparsemask.timing import compare, make_inputs, timer
 
@@ -63,10 +64,37 @@ def _in_turn(network: nn.Module, graph: ChannelGraph) -> list[tuple[str, str]]:
 
 
 def folded(network: nn.Module, example: Tensor) -> nn.Module:
-    """Return a copy in evaluation mode, batch norms folded into the convolutions before them, borders precomputed."""
+    """Return a copy in evaluation mode, batch norms folded into the convolutions before them, borders precomputed.
+
+    Slopes of double ReLUs are numbers in it.
+    """
     result = copy.deepcopy(network).eval()
     fix_borders(result, example)
-    return fold_norms(result, example)
+    fold_norms(result, example)
+    for name, module in list(result.named_modules()):
+        if isinstance(module, DoubleReLU):
+            result.set_submodule(name, module.fixed())
+    for module in result.modules():
+        if isinstance(module, nn.Sequential):
+            _scale_ahead(module)
+    return result
+
+
+@torch.no_grad()
+def _scale_ahead(layers: nn.Sequential) -> None:
+    """Give the slopes above zero of two-sloped activations to the convolutions right before them, in place."""
+    before: nn.Module | None = None
+    for layer in layers:
+        conv = before[1] if isinstance(before, Pair) else before
+        if isinstance(layer, TwoSlopes) and isinstance(conv, nn.Conv2d) and layer.above > 0:
+            conv.weight *= layer.above
+            if conv.bias is not None:
+                conv.bias *= layer.above
+            if isinstance(conv, Bordered):
+                conv.scale_border(torch.full_like(conv.weight[:, 0, 0, 0], layer.above))
+            layer.above, layer.below = 1.0, layer.below / layer.above
+        if not isinstance(layer, nn.Identity):
+            before = layer
 
 
 def fast_form(network: nn.Module, shape: Sequence[int], batch: int, device, compiled: bool = False):

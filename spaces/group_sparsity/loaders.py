@@ -107,7 +107,7 @@ def fit_shapes(network: nn.Module, state: Mapping[str, Tensor]) -> None:
         if isinstance(module, nn.ReLU) and f"{name}.slope_p" in state:
             network.set_submodule(name, DoubleReLU())
         elif isinstance(module, Pair) and f"{name}.weight" in state:
-            network.set_submodule(name, module.merged())
+            network.set_submodule(name, module.single_layer())
         elif isinstance(module, nn.Conv2d) and not isinstance(parent, Pair) and _is_pair(state, name):
             network.set_submodule(name, Pair.shaped(module, len(state[f"{name}.0.weight"])))
     resized = {}

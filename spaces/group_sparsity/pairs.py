@@ -132,7 +132,7 @@ class Pair(nn.Sequential):
         return pair.train(conv.training)
 
     @torch.no_grad()
-    def merged(self) -> nn.Conv2d:
+    def single_layer(self) -> nn.Conv2d:
         """The single convolution that computes the same, including a bias and border of the first one."""
         first, second = self
         factory = {"device": first.weight.device, "dtype": first.weight.dtype}
@@ -146,6 +146,8 @@ class Pair(nn.Sequential):
             add_bias(conv, matrix @ first.bias)
         if isinstance(first, Bordered):
             add_border(conv, (matrix @ first.border.flatten(1)).view(-1, *first.border.shape[1:]))
+            if first.border_map is not None:
+                conv.border_map = (matrix @ first.border_map.flatten(2)).unflatten(2, first.border_map.shape[2:])
         return conv.train(self.training)
 
 
@@ -165,6 +167,25 @@ class DoubleReLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # relu(-x) = relu(x) - x spares a second rectified map
         return (self.slope_p + self.slope_n) * torch.relu(x) - self.slope_n * x
+
+    def fixed(self) -> TwoSlopes:
+        """The same function with p and q as they are now, for inference."""
+        return TwoSlopes(float(self.slope_p), -float(self.slope_n))
+
+
+class TwoSlopes(nn.Module):
+    """A line of one slope above zero and of another below, in two passes over the features where there are four."""
+
+    def __init__(self, above: float, below: float) -> None:
+        super().__init__()
+        self.above, self.below = above, below
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Elementwise."""
+        if self.above == 0:
+            return x.clamp(max=0) * self.below
+        y = F.leaky_relu(x, self.below / self.above)
+        return y if self.above == 1 else y * self.above
 
 
 def hinge(
@@ -244,7 +265,7 @@ def merge(network: nn.Module, names: Iterable[str] | None = None) -> dict[str, P
     replaced = {}
     for name in names:
         replaced[name] = by_name[name]
-        network.set_submodule(name, by_name[name].merged())
+        network.set_submodule(name, by_name[name].single_layer())
     return replaced
 
 
