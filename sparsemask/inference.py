@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -69,15 +69,19 @@ def optimize_for_inference(
         folded.fold()
     for parameter in folded.parameters():
         parameter.requires_grad_(False)
-    forms: dict[str, Callable] = {}
+    forms: dict[str, Form] = {}
     if channels_last in (None, False):
         forms["contiguous"] = Form(folded, "contiguous")
     if channels_last in (None, True):
         forms["channels last"] = Form(copy.deepcopy(folded), "channels last")
     best = _fastest(forms, example, rounds)
-    if names := _faster_merged(best, example):
-        merged = Form(merge_parts(copy.deepcopy(best.network), names), f"{best.form}, merged", merged=names)
-        best = _fastest({"as it is": best, "merged": merged}, example, rounds)
+    # One by one parts are so short that a measurement may be wrong by more than they differ.
+    forms = {"as it is": best}
+    for kind, names in zip(("some", "all"), _faster_merged(best, example), strict=True):
+        if names and names not in [one.merged for one in forms.values()]:
+            network = merge_parts(copy.deepcopy(best.network), names)
+            forms[kind] = Form(network, f"{best.form}, merged", merged=names)
+    best = _fastest(forms, example, rounds)
     if compiled is not False and _can_compile(example.device):
         forms = {"compiled": Form(best.network, f"{best.form}, compiled", compiled=True, merged=best.merged)}
         if compiled is None:
@@ -96,11 +100,11 @@ def merge_parts(network: Network, names: Sequence[str]) -> Network:
     return network
 
 
-def _faster_merged(form: Form, example: Tensor) -> tuple[str, ...]:
-    """The parts of a form that are faster as single layers, each measured on what it reads in the network."""
+def _faster_merged(form: Form, example: Tensor) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The parts of a form that are faster as single layers, each measured on what it reads in the network; and all."""
     parts = {name: part for name, part in form.network.named_modules() if isinstance(part, Mergeable)}
     if not parts:
-        return ()
+        return (), ()
     inputs: dict[nn.Module, Tensor] = {}
 
     def note(part: nn.Module, args: tuple) -> None:
@@ -123,7 +127,7 @@ def _faster_merged(form: Form, example: Tensor) -> tuple[str, ...]:
         times, _ = time_all(calls, _ROUNDS)
         if times["one"] < times["two"]:
             names.append(name)
-    return tuple(names)
+    return tuple(names), tuple(parts)
 
 
 def _merged(form: Form, part: Mergeable) -> nn.Module:
@@ -148,7 +152,7 @@ class Form:
             return self._call(x)
 
 
-def _fastest(forms: dict[str, Callable], example: torch.Tensor, rounds: int):
+def _fastest(forms: dict[str, Form], example: torch.Tensor, rounds: int) -> Form:
     if len(forms) == 1:
         form = next(iter(forms.values()))
         if form.compiled:

@@ -13,7 +13,7 @@ from hinge import enliven, one_thread  # noqa: F401
 from sparsemask import inference
 from sparsemask.costs import multiply_adds
 from sparsemask.errors import UseError
-from sparsemask.spaces.group_sparsity.compression.border import fix_borders
+from sparsemask.spaces.group_sparsity.compression.border import Bordered, add_border, fix_borders
 from sparsemask.spaces.group_sparsity.compression.compress import compress
 from sparsemask.spaces.group_sparsity.export import exportable
 from sparsemask.spaces.group_sparsity.fast import folded
@@ -114,7 +114,7 @@ def test_a_trained_pair_is_merged_as_it_is():
 @pytest.fixture
 def all_merged(monkeypatch):
     """Single layers are always the faster ones."""
-    faster = lambda names: {name: float(name in ("two", "as it is")) for name in names}
+    faster = lambda names: {name: float(name in ("two", "as it is")) for name in names}  # 0: fastest
     monkeypatch.setattr(inference, "timer", lambda *_, **__: lambda functions, rounds: (faster(functions), 1.0))
     monkeypatch.setattr(inference, "compare", lambda functions, **_: faster(functions))
 
@@ -140,8 +140,9 @@ def test_a_fast_form_has_single_layers_where_they_are_faster(last):
 
 def test_a_fast_form_keeps_pairs_that_are_faster(monkeypatch):
     small, x = small_network()
-    slower = lambda functions, rounds: ({name: float(name == "one") for name in functions}, 1.0)
-    monkeypatch.setattr(inference, "timer", lambda *_, **__: slower)
+    slower = lambda functions: {name: float(name not in ("two", "as it is")) for name in functions}
+    monkeypatch.setattr(inference, "timer", lambda *_, **__: lambda functions, rounds: (slower(functions), 1.0))
+    monkeypatch.setattr(inference, "compare", lambda functions, **_: slower(functions))
     form = inference.optimize_for_inference(small, x, compiled=False, channels_last=False)
     assert not form.merged and set(pairs_of(form.network)) == {"3", "5"}
 
@@ -151,6 +152,14 @@ def test_a_border_that_was_fixed_is_merged_with_its_map():
     fixed = fix_borders(copy.deepcopy(small), x)
     one = fixed[3].single_layer()
     torch.testing.assert_close(one.border_map, one.border_of(torch.zeros(1, one.in_channels, 10, 15)))
+
+
+def test_single_layers_are_tried_together_too(monkeypatch):
+    """Where each seems to be slower by itself, but the network is faster with all of them."""
+    small, x = small_network()
+    monkeypatch.setattr(inference, "timer", lambda *_, **__: lambda functions, rounds: ({"two": 0, "one": 1}, 1.0))
+    monkeypatch.setattr(inference, "compare", lambda functions, **_: {name: name != "all" for name in functions})
+    assert inference.optimize_for_inference(small, x, compiled=False, channels_last=False).merged == ("3", "5")
 
 
 @pytest.mark.usefixtures("all_merged")
@@ -181,3 +190,24 @@ def test_slopes_of_double_relus_are_in_the_layers_before_them(bordered):
         torch.testing.assert_close(fast(x), net(x), rtol=1e-5, atol=1e-5)
     # A slope below zero cannot be moved ahead of what asks for the sign.
     assert [one.above for one in fast if isinstance(one, TwoSlopes)] == [1, 1, -1]
+
+
+@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("between", [nn.ReLU, DoubleReLU, nn.SiLU])
+def test_a_border_is_read_from_the_layer_before(between, pairs):
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.Conv2d(6, 5, 3, stride=2, padding=1)
+    first, second = (Pair.of(first), Pair.of(second)) if pairs else (first, second)
+    reader = second[0] if pairs else second
+    add_border(reader, torch.randn(len(reader.weight), 1, 3, 3))
+    net = nn.Sequential(first, nn.BatchNorm2d(6), between(), second).eval()
+    x, larger = torch.randn(2, 3, 9, 8), torch.randn(1, 3, 14, 11)
+    fast = folded(net, x)
+    absorbed = between is not nn.SiLU  # which makes another number of a one
+    assert any(isinstance(one, Bordered) for one in fast.modules()) is not absorbed
+    with torch.no_grad():
+        for picture in (x, larger):
+            torch.testing.assert_close(fast(picture), net(picture), rtol=1e-5, atol=1e-5)
+    wide = nn.Sequential(nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 4, 3, padding=1)).eval()
+    add_border(wide[2], torch.randn(4, 1, 3, 3))
+    assert isinstance(folded(wide, x)[2], Bordered)  # one channel more would be one vector more

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparsemask.inference import fold_batch_norm, optimize_for_inference
-from sparsemask.spaces.group_sparsity.compression.border import Bordered, fix_borders
+from sparsemask.spaces.group_sparsity.compression.border import Bordered, fix_borders, remove_border
 from sparsemask.spaces.group_sparsity.pairs import DoubleReLU, Pair, TwoSlopes
 from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph, trace
 from sparsemask.timing import compare, make_inputs, timer
 
+_VECTOR = 16  # channels
 _SECONDS = 1.0  # after which no further round begins, once there are enough
 
 
@@ -74,10 +75,17 @@ def folded(network: nn.Module, example: Tensor) -> nn.Module:
     for name, module in list(result.named_modules()):
         if isinstance(module, DoubleReLU):
             result.set_submodule(name, module.fixed())
-    for module in result.modules():
+    for module in list(result.modules()):
         if isinstance(module, nn.Sequential):
             _scale_ahead(module)
+            _absorb_borders(module)
     return result
+
+
+def _convolution(layer: nn.Module | None, part: int) -> nn.Conv2d | None:
+    """A layer that is a convolution, or a pair's first (0) or second (1) one; None of other layers."""
+    conv = layer[part] if isinstance(layer, Pair) else layer
+    return conv if isinstance(conv, nn.Conv2d) else None
 
 
 @torch.no_grad()
@@ -85,8 +93,8 @@ def _scale_ahead(layers: nn.Sequential) -> None:
     """Give the slopes above zero of two-sloped activations to the convolutions right before them, in place."""
     before: nn.Module | None = None
     for layer in layers:
-        conv = before[1] if isinstance(before, Pair) else before
-        if isinstance(layer, TwoSlopes) and isinstance(conv, nn.Conv2d) and layer.above > 0:
+        conv = _convolution(before, 1)
+        if isinstance(layer, TwoSlopes) and conv is not None and layer.above > 0:
             conv.weight *= layer.above
             if conv.bias is not None:
                 conv.bias *= layer.above
@@ -95,6 +103,30 @@ def _scale_ahead(layers: nn.Sequential) -> None:
             layer.above, layer.below = 1.0, layer.below / layer.above
         if not isinstance(layer, nn.Identity):
             before = layer
+
+
+@torch.no_grad()
+def _absorb_borders(layers: nn.Sequential) -> None:
+    """Let the convolution before an activation make the input of ones that a border is for, in place.
+
+    It gets a channel without weights, of bias 1, which an activation leaves as it is; the border's weights read it.
+    That is faster than a map that is added, and holds for any size. Where channels fill whole vectors the map stays.
+    """
+    several = [layer for layer in layers if not isinstance(layer, nn.Identity)]
+    for before, between, behind in zip(several, several[1:], several[2:], strict=False):
+        maker, reader = _convolution(before, 1), _convolution(behind, 0)
+        keeps_one = isinstance(between, nn.ReLU) or (isinstance(between, TwoSlopes) and between.above == 1)
+        if maker is None or not isinstance(reader, Bordered) or not keeps_one or not isinstance(reader, nn.Conv2d):
+            continue
+        if maker.groups != 1 or reader.groups != 1 or isinstance(maker, Bordered) or maker.out_channels % _VECTOR == 0:
+            continue
+        bias = maker.bias if maker.bias is not None else maker.weight.new_zeros(maker.out_channels)
+        maker.weight = nn.Parameter(torch.cat([maker.weight, torch.zeros_like(maker.weight[:1])]))
+        maker.bias = nn.Parameter(torch.cat([bias, torch.ones_like(bias[:1])]))
+        maker.out_channels += 1
+        reader.weight = nn.Parameter(torch.cat([reader.weight, reader.border], 1))
+        reader.in_channels += 1
+        remove_border(reader)
 
 
 def fast_form(network: nn.Module, shape: Sequence[int], batch: int, device, compiled: bool = False):

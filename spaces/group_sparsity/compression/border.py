@@ -182,6 +182,14 @@ def add_border(module: nn.Module, border: Tensor) -> None:
     module.register_buffer("border_map", None, persistent=False)
 
 
+def remove_border(module: nn.Module) -> None:
+    """Make a convolution with a border one without, in place."""
+    plain = next(kind for kind, bordered in _CLASSES.items() if isinstance(module, bordered))
+    del module.border, module.border_map
+    module.__dict__.pop("_kept", None)
+    module.__class__ = plain
+
+
 def add_bias(module: nn.Module, bias: Tensor) -> None:
     """Add to the bias of a convolution or linear layer, in place; a missing bias is created."""
     if module.bias is None:
