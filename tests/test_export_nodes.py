@@ -25,6 +25,7 @@ from sparsemask.ops import register_all  # noqa: F401
 from sparsemask.ops.conv import geometry_of
 from sparsemask.ops.kept_conv import kept_features, kept_places
 from sparsemask.retrain import export
+from sparsemask.spaces import sr_networks
 from test_export import command, network, place  # noqa: F401  a directory with a network without masks
 from test_export_masked import (
     decide,
@@ -36,7 +37,7 @@ from test_smsr import network as smsr
 from test_smsr import pictures
 from test_smstereo import pair
 from test_sparsify import SMALL, without_dense_layers
-from test_sr_masked import image, masked
+from test_sr_masked import _state, half, image, masked
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -332,6 +333,22 @@ def test_regions_at_kept_locations_of_any_size(tmp_path):
     """Files of open sizes take odd sides, too."""
     made = spaces.get("sr").exportable(without_dense_layers("SRVGGNetCompact"), image(16, 16), None)
     same(made, [image(16, 16), image(24, 20), image(23, 35)], tmp_path / "net.onnx")
+
+
+@pytest.mark.parametrize("scale", [3, 4])
+def test_channels_become_pixels_in_rows(tmp_path, scale):
+    """Of wide upsamplers, one and two in turn, at any size, without the runtime's own convolutions."""
+    import onnx
+
+    torch.manual_seed(0)
+    net = half(spaces.get("sr").build(_state(sr_networks.EDSR(scale, 32, 1)), "EDSR"))
+    with torch.no_grad():
+        net.region_masks[0].ch_mask.copy_(torch.tensor([0.0, 1.0]))
+    made = spaces.get("sr").exportable(net, image(16, 16), None)
+    same(made, [image(16, 16), image(11, 14)], tmp_path / "net.onnx")
+    assert not {"Conv", "DepthToSpace"} & {
+        node.op_type for node in onnx.load(tmp_path / "net.onnx").graph.node if node.domain != DOMAIN
+    }
 
 
 @pytest.mark.parametrize("kept", [0, 1])

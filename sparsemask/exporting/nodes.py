@@ -383,7 +383,8 @@ def _convolve_in_rows(graph: onnx.GraphProto, number: int) -> list[Plan]:
 
     ONNX Runtime's own convolutions take channels in blocks of 16, so that features change their order twice on the way
     to a node, and its PReLU takes as long as a convolution of few channels. Those of many the kernels compute by
-    squares. For networks that have regions at kept locations.
+    squares; where their channels become pixels behind them these are moved in rows, a pixel's channels at a time, and
+    the next convolution reads rows. For networks that have regions at kept locations.
 
     Args:
         graph: its nodes are replaced.
@@ -408,6 +409,7 @@ def _convolve_in_rows(graph: onnx.GraphProto, number: int) -> list[Plan]:
     plans: list[Plan] = []
     made: dict[str, list[onnx.NodeProto]] = {}  # by the name of a convolution's output
     gone: set[str] = set()
+    shuffled: set[str] = set()  # made of rows, of pixels that were channels
     for node in graph.node:
         if node.op_type != "Conv" or not constants.keys() >= set(node.input[1:]) or node.output[0] in outputs:
             continue
@@ -416,7 +418,8 @@ def _convolve_in_rows(graph: onnx.GraphProto, number: int) -> list[Plan]:
         pays = min(outs, ins) < library.LEAST or BACKEND.beats_dense(weight)
         if not pays or not _keeps_size(node, weight.shape):
             continue
-        activation, slopes, end = "none", None, y
+        bias = tensor(node.input[2]) if len(node.input) > 2 else None
+        activation, slopes, end, shuffle = "none", None, y, None
         if len(readers.get(y, ())) == 1:
             [behind] = readers[y]
             factors = behind.input[1] if behind.op_type == "PRelu" else ""
@@ -425,18 +428,24 @@ def _convolve_in_rows(graph: onnx.GraphProto, number: int) -> list[Plan]:
                 activation, end = "leaky_relu", behind.output[0]
             elif behind.op_type == "Relu":
                 activation, end = "relu", behind.output[0]
-        beside = transposes(maker.get(node.input[0]), _FROM_ROWS)
+            elif behind.op_type == "DepthToSpace" and min(outs, ins) >= library.LEAST:
+                assert _attribute(behind, "mode") == b"CRD"  # torch's order
+                shuffle, end = behind, behind.output[0]
+        beside = transposes(maker.get(node.input[0]), _FROM_ROWS) or node.input[0] in shuffled or shuffle is not None
         if not beside and not any(transposes(one, _TO_ROWS) for one in readers.get(end, ())):
             continue
-        bias = tensor(node.input[2]) if len(node.input) > 2 else None
-        plans.append(onnx_plan.joined_conv(weight, bias, [ins], activation, slopes))
         told = {_NUMBER: number, _DATA: 1, _PLAN: 0}
         rows, out = f"{DOMAIN}.{number}.rows", f"{DOMAIN}.{number}.out"
-        made[y] = [
-            helper.make_node("Transpose", [node.input[0]], [rows], perm=_TO_ROWS),
-            helper.make_node(plans[-1].kind, [rows], [out], domain=DOMAIN, **told),
-            helper.make_node("Transpose", [out], [end], perm=_FROM_ROWS),
-        ]
+        made[y] = [helper.make_node("Transpose", [node.input[0]], [rows], perm=_TO_ROWS)]
+        made[y].append(helper.make_node("JoinedConv", [rows], [out], domain=DOMAIN, **told))
+        if shuffle is not None:
+            by = _attribute(shuffle, "blocksize")
+            weight, bias = _by_pixels(weight, by), None if bias is None else _by_pixels(bias, by)
+            moving, out = _pixels_of_rows(graph, out, by, outs // by**2)
+            made[y] += moving
+            shuffled.add(end)
+        plans.append(onnx_plan.joined_conv(weight, bias, [ins], activation, slopes))
+        made[y].append(helper.make_node("Transpose", [out], [end], perm=_FROM_ROWS))
         gone |= {y, end}
         number += 1
     nodes = []
@@ -445,6 +454,35 @@ def _convolve_in_rows(graph: onnx.GraphProto, number: int) -> list[Plan]:
     del graph.node[:]
     graph.node.extend(nodes)
     return plans
+
+
+def _by_pixels(x: Tensor, by: int) -> Tensor:
+    """Weights whose outputs (C * by * by) become pixels, in the order (by, by, C): a pixel's next to each other."""
+    return x.unflatten(0, (-1, by, by)).movedim(0, 2).flatten(0, 2).contiguous()
+
+
+def _pixels_of_rows(graph: onnx.GraphProto, rows: str, by: int, channels: int) -> tuple[list[onnx.NodeProto], str]:
+    """Nodes that make (N, H * by, W * by, C) of rows (N, H, W, by * by * C), of any size, and what they make."""
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    def constant(name: str, *values: int) -> str:
+        graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), f"{rows}.{name}"))
+        return f"{rows}.{name}"
+
+    at = lambda name: f"{rows}.{name}"
+    parts, factors, left = (
+        constant("parts", 0, 0, 0, by, by, channels), constant("factors", 1, by, by), constant("channels", channels),
+    )  # fmt: skip
+    nodes = [
+        helper.make_node("Reshape", [rows, parts], [at("apart")]),
+        helper.make_node("Transpose", [at("apart")], [at("moved")], perm=[0, 1, 3, 2, 4, 5]),
+        helper.make_node("Shape", [rows], [at("size")], start=0, end=3),
+        helper.make_node("Mul", [at("size"), factors], [at("larger")]),
+        helper.make_node("Concat", [at("larger"), left], [at("whole")], axis=0),
+        helper.make_node("Reshape", [at("moved"), at("whole")], [at("pixels")]),
+    ]
+    return nodes, at("pixels")
 
 
 def _attribute(node: onnx.NodeProto, name: str) -> Any:
