@@ -211,3 +211,26 @@ def test_a_border_is_read_from_the_layer_before(between, pairs):
     wide = nn.Sequential(nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 4, 3, padding=1)).eval()
     add_border(wide[2], torch.randn(4, 1, 3, 3))
     assert isinstance(folded(wide, x)[2], Bordered)  # one channel more would be one vector more
+
+
+@pytest.mark.parametrize("tap", [0, 2])
+def test_what_is_read_between_the_layers_of_a_sequence_stays_as_it_is(tap):
+    class Tapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            first, reader = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+            add_border(reader, torch.randn(6, 1, 3, 3))
+            self.body = nn.Sequential(first, nn.BatchNorm2d(6), DoubleReLU(), reader)
+            with torch.no_grad():
+                self.body[2].slope_p.fill_(0.5)
+
+        def forward(self, x):
+            taken = []
+            for layer in self.body:
+                taken.append(x := layer(x))
+            return taken[tap] + x
+
+    torch.manual_seed(0)
+    net, x = Tapped().eval(), torch.randn(2, 3, 9, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(net, x)(x), net(x), rtol=1e-5, atol=1e-5)

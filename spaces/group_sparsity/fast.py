@@ -16,6 +16,7 @@ from sparsemask.spaces.group_sparsity.tracing.graph import ChannelGraph, trace
 from sparsemask.timing import compare, make_inputs, timer
 
 _VECTOR = 16  # channels
+_CLOSE = 1e-4  # of the largest output
 _SECONDS = 1.0  # after which no further round begins, once there are enough
 
 
@@ -75,11 +76,23 @@ def folded(network: nn.Module, example: Tensor) -> nn.Module:
     for name, module in list(result.named_modules()):
         if isinstance(module, DoubleReLU):
             result.set_submodule(name, module.fixed())
-    for module in list(result.modules()):
+    rewritten = copy.deepcopy(result)
+    for module in list(rewritten.modules()):
         if isinstance(module, nn.Sequential):
             _scale_ahead(module)
             _absorb_borders(module)
-    return result
+    return rewritten if _alike(result, rewritten, example[:1]) else result
+
+
+@torch.no_grad()
+def _alike(network: nn.Module, other: nn.Module, example: Tensor) -> bool:
+    """Whether outputs agree; where something reads what lies between layers of a sequence they may not."""
+    try:
+        wanted, found = network(example), other(example)
+    except RuntimeError:  # of channels that do not fit
+        return False
+    both = isinstance(wanted, Tensor) and isinstance(found, Tensor) and wanted.shape == found.shape
+    return both and torch.allclose(found, wanted, rtol=0, atol=_CLOSE * float(wanted.abs().max()), equal_nan=True)
 
 
 def _convolution(layer: nn.Module | None, part: int) -> nn.Conv2d | None:
