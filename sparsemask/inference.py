@@ -19,7 +19,7 @@ from sparsemask.memory import keep_freed_memory
 from sparsemask.ops import dispatch
 from sparsemask.ops.concat_conv import joined_conv, keeps_size
 from sparsemask.ops.layout import to_channels_last
-from sparsemask.timing import compare, evaluating, timer
+from sparsemask.timing import compare, timer
 
 _ROUNDS, _SECONDS = 3, 0.1  # of a module's two forms
 Network = TypeVar("Network", bound=nn.Module)
@@ -79,7 +79,7 @@ def optimize_for_inference(
     forms = {"as it is": best}
     for kind, names in zip(("some", "all"), _faster_merged(best, example), strict=True):
         if names and names not in [one.merged for one in forms.values()]:
-            network = merge_parts(copy.deepcopy(best.network), names)
+            network = merge_parts(copy.deepcopy(best.network), names).requires_grad_(False)
             forms[kind] = Form(network, f"{best.form}, merged", merged=names)
     best = _fastest(forms, example, rounds)
     if compiled is not False and _can_compile(example.device):
@@ -96,7 +96,7 @@ def merge_parts(network: Network, names: Sequence[str]) -> Network:
     for name in names:
         part = network.get_submodule(name)
         assert isinstance(part, Mergeable)
-        network.set_submodule(name, part.single_layer().requires_grad_(False))
+        network.set_submodule(name, part.single_layer())
     return network
 
 
@@ -112,8 +112,7 @@ def _faster_merged(form: Form, example: Tensor) -> tuple[tuple[str, ...], tuple[
 
     hooks = [part.register_forward_pre_hook(note) for part in parts.values()]
     try:
-        with evaluating(form.network):
-            form(example)
+        form(example)
     finally:
         for hook in hooks:
             hook.remove()

@@ -76,6 +76,8 @@ def folded(network: nn.Module, example: Tensor) -> nn.Module:
     for name, module in list(result.named_modules()):
         if isinstance(module, DoubleReLU):
             result.set_submodule(name, module.fixed())
+    if not any(isinstance(module, TwoSlopes | Bordered) for module in result.modules()):
+        return result
     rewritten = copy.deepcopy(result)
     for module in list(rewritten.modules()):
         if isinstance(module, nn.Sequential):
@@ -129,7 +131,7 @@ def _absorb_borders(layers: nn.Sequential) -> None:
     for before, between, behind in zip(several, several[1:], several[2:], strict=False):
         maker, reader = _convolution(before, 1), _convolution(behind, 0)
         keeps_one = isinstance(between, nn.ReLU) or (isinstance(between, TwoSlopes) and between.above == 1)
-        if maker is None or not isinstance(reader, Bordered) or not keeps_one or not isinstance(reader, nn.Conv2d):
+        if maker is None or not isinstance(reader, Bordered) or not keeps_one:
             continue
         if maker.groups != 1 or reader.groups != 1 or isinstance(maker, Bordered) or maker.out_channels % _VECTOR == 0:
             continue

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsemask.errors import UseError, choose
+from sparsemask.inference import merge_parts
 from sparsemask.spaces.group_sparsity.compression.border import Bordered, add_bias, add_border
 from sparsemask.spaces.group_sparsity.groups import GroupSet, axis
 from sparsemask.spaces.group_sparsity.rules import Plan
@@ -262,10 +263,8 @@ def merge(network: nn.Module, names: Iterable[str] | None = None) -> dict[str, P
     for name in names:
         if name not in by_name:
             raise UseError(f"'{name}' is no pair of this network; its pairs: {', '.join(by_name) or 'none'}")
-    replaced = {}
-    for name in names:
-        replaced[name] = by_name[name]
-        network.set_submodule(name, by_name[name].single_layer())
+    replaced = {name: by_name[name] for name in names}
+    merge_parts(network, tuple(replaced))
     return replaced
 
 
